@@ -1,0 +1,150 @@
+//! Memory that two processes map: memfds, mappings, and what lies in them.
+//!
+//! Nothing here forms a reference to plain data over a mapping. Words are reached as atomics, data as raw
+//! pointers that only the kernel follows; [`crate::arena`] is the one exception, in the client, for buffers that
+//! the daemon was not asked to touch.
+
+mod header;
+mod memfd;
+mod queue;
+mod region;
+
+pub use header::{HeaderError, SessionHeader};
+pub use memfd::{RegionError, check_memfd, create_memfd};
+pub use queue::MappedQueue;
+pub use region::{Region, RegionSlice};
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
+use std::{io, ptr, slice};
+
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+
+use crate::fork::ForkGuard;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// A shared, readable and writable mapping of a memfd or file, unmapped on drop.
+///
+/// Others may write to it at any time. They cannot shorten a sealed memfd; whoever maps an unsealed file vouches
+/// that nobody truncates it, else an access raises SIGBUS.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+    /// In the client: tells whether this process is the one that mapped.
+    guard: Option<ForkGuard>,
+    /// Whether an [`crate::arena::Arena`] hands out parts of it.
+    arena: AtomicBool,
+}
+
+// SAFETY: the memory is reached through atomics and raw pointers only; the struct itself is immutable but for an
+// atomic. Unmapping waits for the last owner.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `bytes` of a memfd.
+    pub fn new(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<Mapping> {
+        let file_bytes = u64::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0);
+        if bytes == 0 || bytes as u64 > file_bytes {
+            let text = format!("cannot map {bytes} bytes of a file of {file_bytes}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let base = unsafe { mm::mmap(ptr::null_mut(), bytes, protection, MapFlags::SHARED, fd, 0)? };
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Mapping { base, bytes, guard: None, arena: AtomicBool::new(false) })
+    }
+
+    /// As [`Mapping::new`], for a client: a forked child does not get the memory, so that it cannot disturb the
+    /// rings, and leaves its address range alone when it drops its copy of this struct.
+    pub fn new_client(fd: BorrowedFd<'_>, bytes: usize, guard: &ForkGuard) -> io::Result<Mapping> {
+        let mut mapping = Mapping::new(fd, bytes)?;
+        // SAFETY: the range was just mapped and is owned by `mapping`; DONTFORK changes nothing in this process.
+        unsafe { mm::madvise(mapping.base.as_ptr().cast::<c_void>(), bytes, Advice::LinuxDontFork)? };
+        mapping.guard = Some(guard.clone());
+        Ok(mapping)
+    }
+
+    /// Maps the first `bytes` of a file that nobody truncates: the engine's journal.
+    pub fn of_file(file: &File, bytes: usize) -> io::Result<Mapping> {
+        Mapping::new(file.as_fd(), bytes)
+    }
+
+    /// Length. Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Never: an empty mapping cannot be made.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The word at byte `offset`; none if it is out of bounds or misaligned.
+    #[must_use]
+    pub fn u32(&self, offset: usize) -> Option<&AtomicU32> {
+        self.u32s(offset, 1)?.first()
+    }
+
+    /// `count` words from byte `offset`; none if they are out of bounds or misaligned.
+    #[must_use]
+    pub fn u32s(&self, offset: usize, count: usize) -> Option<&[AtomicU32]> {
+        let start = self.words::<AtomicU32>(offset, count)?;
+        // SAFETY: `words` proved bounds and alignment. The mapping outlives the borrow, any bits are a valid u32,
+        // and everyone with access to these bytes, in this process or not, accesses them as atomics or behind a raw
+        // pointer that only the kernel follows. Buffers of the arena are the exception; `SessionLayout::check` keeps
+        // the arena apart from all words that are looked up by a layout.
+        Some(unsafe { slice::from_raw_parts(start, count) })
+    }
+
+    /// `count` words from byte `offset`; none if they are out of bounds or misaligned.
+    #[must_use]
+    pub fn u64s(&self, offset: usize, count: usize) -> Option<&[AtomicU64]> {
+        let start = self.words::<AtomicU64>(offset, count)?;
+        // SAFETY: as in `u32s`.
+        Some(unsafe { slice::from_raw_parts(start, count) })
+    }
+
+    /// Address of `count` values of `T` at `offset`, if they lie within the mapping and are aligned.
+    fn words<T>(&self, offset: usize, count: usize) -> Option<*const T> {
+        let bytes = count.checked_mul(size_of::<T>())?;
+        if !offset.is_multiple_of(align_of::<T>()) {
+            return None;
+        }
+        self.pointer(offset, bytes).map(|start| start.cast::<T>().as_ptr().cast_const())
+    }
+
+    /// Address of the `bytes` at `offset`, if they lie within the mapping.
+    pub(crate) fn pointer(&self, offset: usize, bytes: usize) -> Option<NonNull<u8>> {
+        if offset.checked_add(bytes)? > self.bytes {
+            return None;
+        }
+        // SAFETY: offset <= self.bytes, so the result lies in the mapping or one past its end.
+        Some(unsafe { self.base.add(offset) })
+    }
+
+    /// Claims the mapping for the one arena that may hand out parts of it.
+    pub(crate) fn claim_arena(&self) -> bool {
+        !self.arena.swap(true, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.guard.as_ref().is_some_and(ForkGuard::is_child) {
+            // The parent's mapping does not exist here, something else may have its address.
+            return;
+        }
+        // SAFETY: base and bytes are those of mmap. No reference into the mapping is left: all borrow self or
+        // hold the Arc around it. An error is not possible for a range that was mapped.
+        let _ = unsafe { mm::munmap(self.base.as_ptr().cast::<c_void>(), self.bytes) };
+    }
+}

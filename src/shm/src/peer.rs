@@ -1,0 +1,7 @@
+//! Who is at the other end of a Unix socket, and descriptors passed over it.
+
+mod identity;
+mod seqpacket;
+
+pub use identity::{PeerIdentity, peer_pidfd};
+pub use seqpacket::{FDS_MAX, accept, connect, listen, recv_message, send_message};
