@@ -1,0 +1,145 @@
+//! Paged slots whose addresses never move.
+
+use crate::tag::Tag;
+
+const PAGE_SLOTS: u32 = 128;
+const NO_SLOT: u32 = u32::MAX;
+
+/// A bounded pool of slots in pages of 128: O(1) insert, lookup and removal, the last slot freed is the
+/// first reused, and a value stays at its address from [`insert`](StableSlab::insert) to
+/// [`remove`](StableSlab::remove), because the kernel may hold that address meanwhile.
+///
+/// Each slot counts its generations; a [`Tag`] names slot and generation, so a tag that outlived its
+/// request finds nothing.
+#[derive(Debug)]
+pub struct StableSlab<T> {
+    pages: Vec<Box<[Entry<T>]>>,
+    capacity: u32,
+    occupied: u32,
+    free: u32,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    generation: u32,
+    next_free: u32,
+    value: Option<T>,
+}
+
+impl<T> StableSlab<T> {
+    /// A pool of `capacity` slots. All pages are allocated here: nothing allocates later.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` reaches into the indices of control tags.
+    pub fn new(capacity: u32) -> StableSlab<T> {
+        assert!(capacity < Tag::CONTROL_BASE, "{capacity} slots reach the control tags");
+        let entry = |index| Entry {
+            generation: 0,
+            next_free: if index + 1 < capacity { index + 1 } else { NO_SLOT },
+            value: None,
+        };
+        let pages = (0..capacity.div_ceil(PAGE_SLOTS))
+            .map(|page| (page * PAGE_SLOTS..capacity.min((page + 1) * PAGE_SLOTS)).map(entry).collect())
+            .collect();
+        StableSlab { pages, capacity, occupied: 0, free: if capacity == 0 { NO_SLOT } else { 0 } }
+    }
+
+    /// Puts `value` into a free slot, or hands it back when all are occupied.
+    pub fn insert(&mut self, value: T) -> Result<Tag, T> {
+        let index = self.free;
+        if index == NO_SLOT {
+            return Err(value);
+        }
+        let entry = &mut self.pages[(index / PAGE_SLOTS) as usize][(index % PAGE_SLOTS) as usize];
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.value = Some(value);
+        self.free = entry.next_free;
+        self.occupied += 1;
+        Ok(Tag::new(entry.generation, index))
+    }
+
+    /// The value behind `tag`, unless the slot has moved on.
+    pub fn get(&mut self, tag: Tag) -> Option<&mut T> {
+        self.entry(tag)?.value.as_mut()
+    }
+
+    /// Takes the value out and frees its slot.
+    pub fn remove(&mut self, tag: Tag) -> Option<T> {
+        let free = self.free;
+        let entry = self.entry(tag)?;
+        let value = entry.value.take()?;
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.next_free = free;
+        self.free = tag.index();
+        self.occupied -= 1;
+        Some(value)
+    }
+
+    /// Slots in all.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Slots occupied.
+    pub fn len(&self) -> u32 {
+        self.occupied
+    }
+
+    /// No slot is occupied.
+    pub fn is_empty(&self) -> bool {
+        self.occupied == 0
+    }
+
+    fn entry(&mut self, tag: Tag) -> Option<&mut Entry<T>> {
+        let index = tag.index();
+        let entry =
+            self.pages.get_mut((index / PAGE_SLOTS) as usize)?.get_mut((index % PAGE_SLOTS) as usize)?;
+        (entry.generation == tag.generation()).then_some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_stay_and_the_last_freed_slot_comes_first() {
+        let mut slab = StableSlab::new(300);
+        let tags: Vec<Tag> = (0..300u32).map(|n| slab.insert(n).expect("room")).collect();
+        assert_eq!(slab.insert(300), Err(300));
+        let addresses: Vec<*const u32> =
+            tags.iter().map(|&tag| std::ptr::from_ref(slab.get(tag).expect("live"))).collect();
+        assert_eq!(slab.remove(tags[7]), Some(7));
+        assert_eq!(slab.remove(tags[200]), Some(200));
+        assert_eq!(slab.len(), 298);
+        let reused = slab.insert(1000).expect("room");
+        assert_eq!(reused.index(), 200);
+        for (n, (&tag, &address)) in tags.iter().zip(&addresses).enumerate() {
+            if n != 7 && n != 200 {
+                assert_eq!(std::ptr::from_ref(slab.get(tag).expect("live")), address);
+            }
+        }
+    }
+
+    #[test]
+    fn a_tag_that_outlived_its_request_finds_nothing() {
+        let mut slab = StableSlab::new(1);
+        let old = slab.insert('a').expect("room");
+        assert_eq!(slab.remove(old), Some('a'));
+        assert_eq!(slab.remove(old), None);
+        let new = slab.insert('b').expect("room");
+        assert_eq!(new.index(), old.index());
+        assert_eq!(slab.get(old), None);
+        assert_eq!(slab.get(new), Some(&mut 'b'));
+        assert_eq!(slab.get(Tag::new(new.generation(), 5)), None);
+        assert_eq!(new.generation() % 2, 1);
+    }
+
+    #[test]
+    fn an_empty_pool_is_full() {
+        let mut slab = StableSlab::new(0);
+        assert_eq!(slab.insert(()), Err(()));
+        assert!(slab.is_empty());
+    }
+}

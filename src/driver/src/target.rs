@@ -1,0 +1,382 @@
+//! The file or block device behind a volume.
+
+mod geometry;
+mod holder;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::{Errno, retry_on_intr};
+
+use geometry::Geometry;
+pub use holder::Holder;
+
+/// What kind of thing a target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetKind {
+    /// A regular file.
+    File,
+    /// A block device.
+    Block,
+    /// Nothing: requests succeed at once and move no data.
+    Null,
+}
+
+/// How to open a target.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Open for reading alone. The lock is taken all the same.
+    pub read_only: bool,
+    /// If nothing is at the path, create a regular file of this many bytes: mode 0600, allocated.
+    pub create_bytes: Option<u64>,
+}
+
+/// One open file description, locked, and never handed out for duplication.
+///
+/// The `flock(LOCK_EX)` belongs to the description, and I/O in flight pins the description: when a process
+/// dies with writes in the kernel, the lock comes free only after the last of them has landed. So whoever
+/// holds the lock knows that no older write is still to come, and a second daemon stays out. A duplicate
+/// in another process would break exactly that.
+#[derive(Debug)]
+pub struct Target {
+    kind: TargetKind,
+    file: Option<File>,
+    path: Option<PathBuf>,
+    read_only: bool,
+    geometry: Geometry,
+    direct_reason: Option<String>,
+}
+
+/// Why a target could not be opened. Each text says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Nothing is there, and nothing was to be created.
+    #[error("{} does not exist: correct the path, or give a size to create it with", path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another process has it.
+    #[error("{} is in use by {}: stop that, or use another path", path.display(), holder_text(holder.as_ref()))]
+    Held {
+        /// The path.
+        path: PathBuf,
+        /// Who, as far as `/proc/locks` tells.
+        holder: Option<Holder>,
+    },
+    /// The kernel refuses exclusive use of the block device.
+    #[error("{} is mounted or claimed by another driver: unmount it, or use another device", path.display())]
+    Claimed {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A directory, a socket, a terminal, ...
+    #[error("{} is neither a regular file nor a block device: use one of these", path.display())]
+    NotRegularOrBlock {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The size leaves a part of a block over.
+    #[error(
+        "{} has {size} bytes, which is not a multiple of its block of {block}: truncate it to {}",
+        path.display(),
+        size.div_ceil(u64::from(*block)) * u64::from(*block)
+    )]
+    SizeNotMultiple {
+        /// The path.
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+        /// Bytes of a block.
+        block: u32,
+    },
+    /// No bytes at all.
+    #[error("{} is empty: give it a size (truncate -s, or remove it and let it be created)", path.display())]
+    Empty {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A lock on a network file system does not outlive the I/O of a dead process.
+    #[error(
+        "{} is on {file_system}, whose locks do not fence writes in flight: use a local file system",
+        path.display()
+    )]
+    NetworkFilesystem {
+        /// The path.
+        path: PathBuf,
+        /// Its name.
+        file_system: &'static str,
+    },
+    /// A system call failed.
+    #[error("{what} {} failed{}", path.display(), hint(source))]
+    Io {
+        /// The call.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Its errno.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl TargetError {
+    /// Nobody can use such a target, so a file just made need not stay.
+    fn is_unusable(&self) -> bool {
+        matches!(
+            self,
+            TargetError::SizeNotMultiple { .. }
+                | TargetError::Empty { .. }
+                | TargetError::NetworkFilesystem { .. }
+        )
+    }
+}
+
+impl Target {
+    /// Opens and locks the file or block device at `path`.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Target, TargetError> {
+        match rustix::fs::stat(path) {
+            Ok(found) => Target::open_found(path, &found, options.read_only),
+            Err(Errno::NOENT) => {
+                let Some(bytes) = options.create_bytes else {
+                    return Err(TargetError::NotFound { path: path.to_owned() });
+                };
+                let created = create(path, bytes)?;
+                let found = rustix::fs::stat(path).map_err(io_error("stat of", path))?;
+                let opened = Target::open_found(path, &found, options.read_only);
+                if created && opened.as_ref().is_err_and(TargetError::is_unusable) {
+                    let _ = rustix::fs::unlink(path);
+                }
+                opened
+            }
+            Err(errno) => Err(io_error("stat of", path)(errno)),
+        }
+    }
+
+    fn open_found(path: &Path, found: &Stat, read_only: bool) -> Result<Target, TargetError> {
+        let failed = |what| io_error(what, path);
+        let kind = kind_of(found).ok_or_else(|| TargetError::NotRegularOrBlock { path: path.to_owned() })?;
+        let (file, mut direct_reason) = open_description(path, kind, read_only)?;
+        let opened = rustix::fs::fstat(&file).map_err(failed("fstat of"))?;
+        if kind_of(&opened) != Some(kind) {
+            return Err(TargetError::NotRegularOrBlock { path: path.to_owned() });
+        }
+        if let Some(file_system) = geometry::network_file_system(&file).map_err(failed("fstatfs of"))? {
+            return Err(TargetError::NetworkFilesystem { path: path.to_owned(), file_system });
+        }
+        lock(&file, path)?;
+        let geometry =
+            Geometry::of(&file, kind, &mut direct_reason).map_err(failed("reading the geometry of"))?;
+        if direct_reason.is_some() {
+            // Also when the file system took O_DIRECT at open and cannot do it: the flag would fail every request.
+            let flags = rustix::fs::fcntl_getfl(&file).map_err(failed("F_GETFL of"))?;
+            rustix::fs::fcntl_setfl(&file, flags - OFlags::DIRECT).map_err(failed("F_SETFL of"))?;
+        }
+        check_size(path, &geometry)?;
+        let path = Some(path.to_owned());
+        Ok(Target { kind, file: Some(file), path, read_only, geometry, direct_reason })
+    }
+
+    /// A target that moves no data.
+    pub fn null(bytes: u64, block: u32) -> Target {
+        Target {
+            kind: TargetKind::Null,
+            file: None,
+            path: None,
+            read_only: false,
+            geometry: Geometry { size_bytes: bytes, block_bytes: block, memory_align_bytes: 1 },
+            direct_reason: None,
+        }
+    }
+
+    /// Any descriptor, for tests of what a file never does.
+    #[cfg(test)]
+    pub(crate) fn of_pipe(file: File) -> Target {
+        Target { kind: TargetKind::File, file: Some(file), ..Target::null(1 << 20, 512) }
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> TargetKind {
+        self.kind
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The path, or what stands for it, for people.
+    pub fn name(&self) -> String {
+        self.path.as_ref().map_or_else(|| "null target".to_owned(), |path| path.display().to_string())
+    }
+
+    /// Bytes: a multiple of the block, not 0 for a real target.
+    pub fn size_bytes(&self) -> u64 {
+        self.geometry.size_bytes
+    }
+
+    /// What offsets and lengths must be multiples of.
+    pub fn block_bytes(&self) -> u32 {
+        self.geometry.block_bytes
+    }
+
+    /// What memory addresses must be multiples of.
+    pub fn memory_align_bytes(&self) -> u32 {
+        self.geometry.memory_align_bytes
+    }
+
+    /// I/O goes past the page cache.
+    pub fn direct(&self) -> bool {
+        self.kind != TargetKind::Null && self.direct_reason.is_none()
+    }
+
+    /// Why it does not.
+    pub fn direct_reason(&self) -> Option<&str> {
+        self.direct_reason.as_deref()
+    }
+
+    /// Writes are refused by the kernel.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The description, for I/O. Do not duplicate it into another process.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(File::as_fd)
+    }
+}
+
+fn kind_of(stat: &Stat) -> Option<TargetKind> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Some(TargetKind::File),
+        FileType::BlockDevice => Some(TargetKind::Block),
+        _ => None,
+    }
+}
+
+/// Opens with O_DIRECT, or without and says why.
+fn open_description(
+    path: &Path,
+    kind: TargetKind,
+    read_only: bool,
+) -> Result<(File, Option<String>), TargetError> {
+    let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
+    flags |= if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    if kind == TargetKind::Block {
+        flags |= OFlags::EXCL;
+    }
+    let open = |flags| match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => Ok(Ok(File::from(fd))),
+        Err(Errno::INVAL) => Ok(Err(Errno::INVAL)),
+        Err(Errno::BUSY) if kind == TargetKind::Block => Err(busy(path)),
+        Err(errno) => Err(io_error("open of", path)(errno)),
+    };
+    if let Ok(file) = open(flags | OFlags::DIRECT)? {
+        return Ok((file, None));
+    }
+    let buffered = "the file system refuses O_DIRECT (EINVAL): I/O goes through the page cache";
+    match open(flags)? {
+        Ok(file) => Ok((file, Some(buffered.to_owned()))),
+        Err(errno) => Err(io_error("open of", path)(errno)),
+    }
+}
+
+/// Another ferriod that has the block device holds its lock too, and is named.
+fn busy(path: &Path) -> TargetError {
+    let path = path.to_owned();
+    let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map(File::from);
+    match file.ok().as_ref().and_then(Holder::of) {
+        Some(holder) => TargetError::Held { path, holder: Some(holder) },
+        None => TargetError::Claimed { path },
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl Fn(Errno) -> TargetError {
+    move |errno| TargetError::Io { what, path: path.to_owned(), source: errno.into() }
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), TargetError> {
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                return Err(TargetError::Held { path: path.to_owned(), holder: Holder::of(file) });
+            }
+            Err(errno) => return Err(io_error("flock of", path)(errno)),
+        }
+    }
+}
+
+fn check_size(path: &Path, geometry: &Geometry) -> Result<(), TargetError> {
+    let Geometry { size_bytes, block_bytes, .. } = *geometry;
+    if size_bytes == 0 {
+        return Err(TargetError::Empty { path: path.to_owned() });
+    }
+    if !size_bytes.is_multiple_of(block_bytes.into()) {
+        return Err(TargetError::SizeNotMultiple {
+            path: path.to_owned(),
+            size: size_bytes,
+            block: block_bytes,
+        });
+    }
+    Ok(())
+}
+
+/// Makes a file of allocated blocks, on stable storage together with its name; leaves nothing behind if
+/// it cannot. `false`: somebody created it at the same time, and holds the lock that we then meet.
+fn create(path: &Path, bytes: u64) -> Result<bool, TargetError> {
+    if bytes == 0 {
+        return Err(TargetError::Empty { path: path.to_owned() });
+    }
+    let failed = |what| io_error(what, path);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::EXIST) => return Ok(false),
+        Err(errno) => return Err(failed("creation of")(errno)),
+    };
+    let filled = lock(&file, path).and_then(|()| {
+        match retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)) {
+            Err(Errno::OPNOTSUPP) => rustix::fs::ftruncate(&file, bytes).map_err(failed("ftruncate of"))?,
+            other => other.map_err(failed("fallocate of"))?,
+        }
+        rustix::fs::fsync(&file).map_err(failed("fsync of"))?;
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(rustix::fs::fsync)
+            .map_err(failed("fsync of the directory of"))
+    });
+    if filled.is_err() {
+        let _ = rustix::fs::unlink(path);
+    }
+    // Closing alone would not do at once: a child that another thread forks just now has a copy until it executes.
+    let _ = rustix::fs::flock(&file, FlockOperation::Unlock);
+    filled.map(|()| true)
+}
+
+fn holder_text(holder: Option<&Holder>) -> String {
+    holder.map_or_else(|| "another process".to_owned(), Holder::to_string)
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => {
+            " (give this user read and write permission on it and its directories)"
+        }
+        Some(libc::EROFS) => " (open it read-only, or mount the file system writable)",
+        Some(libc::ENOSPC | libc::EDQUOT) => " (free space, raise the quota, or choose a smaller size)",
+        Some(libc::EFBIG) => " (choose a smaller size, or raise RLIMIT_FSIZE)",
+        Some(libc::EMFILE | libc::ENFILE) => " (raise LimitNOFILE or fs.file-max)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+//! The submit half.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ferrio_shm::mapping::Region;
+use io_uring::{opcode, squeue, types};
+
+use super::Uring;
+use super::fixed::{Fixed, FixedTable};
+use super::ring::{Modes, Shared};
+use crate::driver::{
+    Busy, Driver, DriverError, DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, Shape, SubmitHalf,
+};
+use crate::ledger::{Ledger, Route, Transfer};
+use crate::tag::Tag;
+use crate::target::Target;
+use crate::wait;
+
+/// Tag of the doorbell poll.
+pub(super) const DOORBELLS: Tag = Tag::control(1, 0);
+
+/// Submit half of [`Uring`].
+#[derive(Debug)]
+pub struct UringSubmit {
+    shared: Arc<Shared>,
+    ledger: Ledger<(), Fixed>,
+    fixed: FixedTable,
+    shape: Shape,
+    modes: Modes,
+    /// Requests in the submission queue that the kernel has not taken.
+    staged: u32,
+    /// The doorbell poll stands in the submission queue, behind so many of them.
+    poll_behind: Option<u32>,
+    /// The descriptor that the doorbell poll names.
+    doorbells: Option<RawFd>,
+    submitted: u64,
+}
+
+impl UringSubmit {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        ledger: Ledger<(), Fixed>,
+        fixed: FixedTable,
+        shape: Shape,
+        modes: Modes,
+    ) -> UringSubmit {
+        UringSubmit {
+            shared,
+            ledger,
+            fixed,
+            shape,
+            modes,
+            staged: 0,
+            poll_behind: None,
+            doorbells: None,
+            submitted: 0,
+        }
+    }
+
+    /// The SQE of a request, fixed where its region is pinned.
+    fn entry(&self, tag: Tag, op: &Op, transfer: Transfer) -> squeue::Entry {
+        let Transfer { fd, address } = transfer;
+        let fd = types::Fd(fd);
+        let slot = || self.ledger.region(op.region)?.own.slot_of(op.region_offset, op.length);
+        let fua = if op.fua { libc::RWF_DSYNC } else { 0 };
+        let entry = match op.kind {
+            OpKind::Nop => opcode::Nop::new().build(),
+            OpKind::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            OpKind::Read => match slot() {
+                Some(slot) => opcode::ReadFixed::new(fd, address, op.length, slot).offset(op.offset).build(),
+                None => opcode::Read::new(fd, address, op.length).offset(op.offset).build(),
+            },
+            OpKind::Write => match slot() {
+                Some(slot) => opcode::WriteFixed::new(fd, address, op.length, slot)
+                    .offset(op.offset)
+                    .rw_flags(fua)
+                    .build(),
+                None => opcode::Write::new(fd, address, op.length).offset(op.offset).rw_flags(fua).build(),
+            },
+        };
+        entry.user_data(tag.user_data())
+    }
+
+    /// Puts an SQE into the queue, if there is room.
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: the submission queue is touched by this half alone, through `&mut self`. Memory that the entry
+        // names is of a region that the ledger pins until the request was answered (none for a poll).
+        unsafe { self.shared.ring.submission_shared().push(entry) }.is_ok()
+    }
+
+    /// The kernel took SQEs from the front.
+    fn taken(&mut self, entries: usize) -> u32 {
+        let mut requests = entries as u32;
+        self.poll_behind = match self.poll_behind {
+            Some(ahead) if ahead < requests => {
+                requests -= 1;
+                None
+            }
+            Some(ahead) => Some(ahead - requests),
+            None => None,
+        };
+        self.staged -= requests;
+        self.submitted += u64::from(requests);
+        requests
+    }
+
+    /// Arms the doorbells in the ring, if they are not. `false`: no room.
+    fn arm_doorbells(&mut self, doorbells: BorrowedFd<'_>) -> io::Result<bool> {
+        let fd = doorbells.as_raw_fd();
+        if self.doorbells.is_some_and(|known| known != fd) {
+            let text = "the doorbells of a driver stay the same descriptor for its life";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        if self.shared.doorbells_armed() {
+            return Ok(true);
+        }
+        let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN.cast_unsigned().into());
+        if !self.push(&poll.build().user_data(DOORBELLS.user_data())) {
+            return Ok(false);
+        }
+        self.doorbells = Some(fd);
+        self.poll_behind = Some(self.staged);
+        self.shared.doorbells_armed.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Submits and sleeps in one system call. `false`: the kernel takes nothing now.
+    fn wait_in_ring(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        let submitter = self.shared.ring.submitter();
+        let entered = match timeout {
+            None => submitter.submit_and_wait(1),
+            Some(timeout) => {
+                let timeout = types::Timespec::from(timeout);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&timeout))
+            }
+        };
+        match entered {
+            Ok(entries) => {
+                self.taken(entries);
+                Ok(true)
+            }
+            Err(error) if is_wake(&error) => Ok(true),
+            Err(error) if is_later(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The kernel cannot take more now.
+fn is_later(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+}
+
+/// The sleep is over.
+fn is_wake(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR))
+}
+
+impl SubmitHalf for UringSubmit {
+    fn reserve(&mut self) -> Option<Reserved> {
+        self.ledger.reserve(())
+    }
+
+    fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
+        let tag = slot.tag();
+        let route = self.ledger.route(op);
+        if matches!(route, Route::Kernel(_)) {
+            // SAFETY: the submission queue is touched by this half alone, through `&mut self`.
+            if unsafe { self.shared.ring.submission_shared() }.is_full() {
+                return Err(slot);
+            }
+        }
+        if self.ledger.arm(&slot, user, op, route).is_none() {
+            return Err(slot);
+        }
+        match route {
+            Route::Inline(result) => self.ledger.inject(tag, result),
+            Route::Kernel(transfer) => {
+                let entry = self.entry(tag, op, transfer);
+                let pushed = self.push(&entry);
+                debug_assert!(pushed, "room was found above");
+                self.staged += 1;
+            }
+        }
+        Ok(tag)
+    }
+
+    fn commit(&mut self) -> io::Result<u32> {
+        self.ledger.announce_injected();
+        let mut requests = 0;
+        while self.staged > 0 {
+            match self.shared.ring.submit() {
+                // An older kernel stops behind a refused request, which is answered through the queue.
+                Ok(entries) if entries > 0 => requests += self.taken(entries),
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_later(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(requests)
+    }
+
+    fn staged(&self) -> u32 {
+        self.staged
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.ledger.in_flight()
+    }
+
+    fn release(&mut self, tag: Tag) {
+        self.ledger.release(tag);
+    }
+
+    fn cancel_reserved(&mut self, slot: Reserved) {
+        self.ledger.cancel_reserved(slot);
+    }
+
+    fn register_file(&mut self, target: Arc<Target>) -> Result<FileIndex, DriverError> {
+        self.ledger.register_file(target)
+    }
+
+    fn unregister_file(&mut self, file: FileIndex) -> Result<(), Busy> {
+        self.ledger.unregister_file(file)
+    }
+
+    fn register_region(&mut self, region: Region) -> Result<RegionIndex, DriverError> {
+        let (fixed, ring) = (&mut self.fixed, &self.shared.ring);
+        self.ledger.register_region(region, |region| fixed.pin(ring, region))
+    }
+
+    fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy> {
+        if let Some(mut entry) = self.ledger.unregister_region(region)? {
+            self.fixed.unpin(&self.shared.ring, &mut entry.own);
+        }
+        Ok(())
+    }
+
+    fn sleep(&mut self, doorbells: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
+        if self.shape == Shape::Two {
+            self.commit()?;
+            let timeout = if self.staged > 0 { wait::at_most(timeout, wait::RETRY) } else { timeout };
+            return wait::readable([doorbells], timeout).map(drop);
+        }
+        if self.ledger.has_injected() {
+            return self.commit().map(drop);
+        }
+        if !self.arm_doorbells(doorbells)? {
+            // The batch leaves no room for the poll.
+            self.commit()?;
+        }
+        if self.arm_doorbells(doorbells)? && self.wait_in_ring(timeout)? {
+            return Ok(());
+        }
+        // The kernel takes nothing: look at doorbells and ring from outside, and try again soon.
+        wait::readable([doorbells, self.shared.as_fd()], wait::at_most(timeout, wait::RETRY)).map(drop)
+    }
+
+    fn info(&self) -> DriverInfo {
+        let (mut modes, mut degraded) = (self.modes.in_effect.clone(), self.modes.degraded.clone());
+        self.fixed.describe(self.ledger.regions(), &mut modes, &mut degraded);
+        for target in self.ledger.targets() {
+            if let Some(reason) = target.direct_reason() {
+                degraded.push(format!("{}: {reason}", target.name()));
+            }
+        }
+        DriverInfo { backend: Uring::NAME, modes, degraded }
+    }
+}
+
+impl Drop for UringSubmit {
+    fn drop(&mut self) {
+        // Entries that are only staged were never seen by the kernel, and never will be.
+        let pinned = self.ledger.take_pinned();
+        self.shared.leave(|legacy| {
+            legacy.pinned = Some(pinned);
+            legacy.submitted = self.submitted;
+        });
+    }
+}
+
+#[cfg(test)]
+impl UringSubmit {
+    pub(super) fn set_slot_bytes(&mut self, bytes: u64) {
+        self.fixed.set_slot_bytes(bytes);
+    }
+
+    /// Has the kernel answer a request that no slot knows.
+    pub(super) fn inject_stray(&mut self, user_data: u64) {
+        assert!(self.push(&opcode::Nop::new().build().user_data(user_data)));
+        assert_eq!(self.shared.ring.submit().expect("submit"), 1);
+    }
+}

@@ -1,0 +1,139 @@
+//! What cannot be had from outside: a target that does not answer, a small seam, a made-up completion.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ferrio_shm::mapping::{Mapping, Region, create_memfd};
+
+use super::*;
+use crate::driver::{Completion, Op, OpKind, ReapHalf, Shape, SubmitHalf};
+use crate::target::Target;
+
+const NAME: &str = "ferrio-uring-test";
+
+fn config(drain_limit: Duration) -> DriverConfig {
+    DriverConfig { depth: 4, shape: Shape::One, drain_limit, ..DriverConfig::default() }
+}
+
+fn region(name: &str, bytes: u64) -> (File, Region) {
+    let fd: OwnedFd = create_memfd(name, bytes).expect("memfd");
+    let mapping = Mapping::new(fd.as_fd(), bytes as usize).expect("mapping");
+    (File::from(fd), Region::new(mapping.into(), 0, bytes).expect("region"))
+}
+
+/// A driver that reads from an empty pipe: in flight until somebody writes.
+fn reading_a_pipe(name: &str, drain_limit: Duration) -> (UringSubmit, UringReap, File, File) {
+    let (read_end, write_end) = rustix::pipe::pipe().expect("pipe");
+    let (mut submit, reap) = Uring::open(&config(drain_limit)).expect("driver");
+    let file = submit.register_file(Target::of_pipe(read_end.into()).into()).expect("file");
+    let (memory, region) = region(name, 4096);
+    let region = submit.register_region(region).expect("region");
+    let slot = submit.reserve().expect("a slot");
+    let op = Op { kind: OpKind::Read, file, region, region_offset: 0, length: 4, offset: 0, fua: false };
+    submit.submit(slot, 1, &op).expect("room");
+    assert_eq!(submit.commit().expect("commit"), 1);
+    (submit, reap, memory, write_end.into())
+}
+
+fn is_mapped(name: &str) -> bool {
+    std::fs::read_to_string("/proc/self/maps").expect("maps").contains(name)
+}
+
+#[test]
+fn drop_waits_for_a_slow_answer_and_then_frees() {
+    let name = "ferrio-uring-slow";
+    let (submit, reap, memory, mut write_end) = reading_a_pipe(name, Duration::from_secs(20));
+    let delay = Duration::from_millis(100);
+    let begun = Instant::now();
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(delay);
+        write_end.write_all(b"late").expect("pipe");
+    });
+    drop(reap);
+    assert!(begun.elapsed() < delay, "the first half to go does not wait");
+    drop(submit);
+    assert!(begun.elapsed() >= delay, "the last one does");
+    writer.join().expect("no panic");
+    let mut landed = [0; 4];
+    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut landed, 0).expect("memfd");
+    assert_eq!(&landed, b"late");
+    assert!(!is_mapped(name), "and the memory is let go");
+}
+
+#[test]
+fn drop_leaks_what_is_not_answered() {
+    let name = "ferrio-uring-stuck";
+    let limit = Duration::from_millis(50);
+    let (submit, reap, memory, mut write_end) = reading_a_pipe(name, limit);
+    let begun = Instant::now();
+    drop((submit, reap));
+    assert!(begun.elapsed() >= limit);
+    assert!(is_mapped(name), "the kernel may still write there");
+    write_end.write_all(b"late").expect("the read end was leaked too");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut landed = [0; 4];
+    while &landed != b"late" && Instant::now() < deadline {
+        std::os::unix::fs::FileExt::read_exact_at(&memory, &mut landed, 0).expect("memfd");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(&landed, b"late", "as it does here, into memory that is still ours");
+}
+
+#[test]
+fn transfers_around_a_seam_are_right_registered_or_not() {
+    let (mut submit, mut reap) = Uring::open(&config(Duration::from_secs(10))).expect("driver");
+    submit.set_slot_bytes(8192);
+    let file: File = tempfile::tempfile().expect("tempfile");
+    let data: Vec<u8> = (0..20480_u32).map(|n| (n / 7) as u8).collect();
+    (&file).write_all(&data).expect("write");
+    let file = submit.register_file(Target::of_pipe(file).into()).expect("file");
+    let (memory, region) = region(NAME, 20480);
+    let region = submit.register_region(region).expect("region");
+    let degraded = submit.info().degraded.join("\n");
+    let pinned = !degraded.contains("RLIMIT_MEMLOCK");
+    if !pinned {
+        eprintln!("SKIPPED: only the unregistered half: {degraded}");
+    }
+    let modes = submit.info().modes.join("\n");
+    assert_eq!(modes.contains("1 of 1 regions, 3 of"), pinned, "{modes}\n{degraded}");
+    // Within each slot, across each seam, and over all three.
+    for (offset, length) in [(0, 8192), (8192, 8192), (16384, 4096), (8000, 400), (16383, 2), (0, 20480)] {
+        let op = Op { kind: OpKind::Read, file, region, region_offset: offset, length, offset, fua: false };
+        let slot = submit.reserve().expect("a slot");
+        submit.submit(slot, 0, &op).expect("room");
+        submit.commit().expect("commit");
+        let completion = wait(&mut reap);
+        assert_eq!(completion.result, length.cast_signed(), "at {offset}");
+        submit.release(completion.tag);
+    }
+    let mut landed = vec![0; 20480];
+    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut landed, 0).expect("memfd");
+    assert!(landed == data);
+    submit.unregister_region(region).expect("idle");
+    assert!(submit.info().modes.join("\n").contains("0 of 0 regions, 0 of"));
+}
+
+#[test]
+fn a_completion_nobody_waits_for_is_counted() {
+    let (mut submit, mut reap) = Uring::open(&config(Duration::from_secs(10))).expect("driver");
+    submit.inject_stray(0x0000_0001_0000_0003);
+    submit.inject_stray(u64::MAX - 0xff);
+    let mut out = Vec::with_capacity(4);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while reap.stale() < 2 && Instant::now() < deadline {
+        reap.reap(&mut out);
+    }
+    assert_eq!((reap.stale(), out.len()), (2, 0));
+}
+
+fn wait(reap: &mut UringReap) -> Completion {
+    let mut out = Vec::with_capacity(1);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while out.is_empty() {
+        assert!(Instant::now() < deadline, "no completion");
+        reap.reap(&mut out);
+    }
+    out[0]
+}

@@ -1,0 +1,113 @@
+//! Nothing on the path of a request allocates once the driver is open.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrio_driver::aio::Aio;
+use ferrio_driver::null::Null;
+use ferrio_driver::uring::Uring;
+use ferrio_driver::{
+    Driver, DriverConfig, Op, OpKind, OpenOptions, ReapHalf, RegionIndex, Shape, SubmitHalf, Target,
+};
+use ferrio_shm::mapping::{Mapping, Region, create_memfd};
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Counts what this thread allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator unchanged; the count lives in a thread local that needs neither
+// allocation nor destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise; all memory comes from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const DEPTH: u32 = 32;
+
+/// Reads, writes, flushes, nops and bad requests, committed, slept for and released.
+fn requests_allocate_nothing<D: Driver>() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("directory");
+    let options = OpenOptions { create_bytes: Some(1 << 20), ..OpenOptions::default() };
+    let target = Target::open(&directory.path().join("volume"), &options).expect("target");
+    let (mut submit, mut reap) =
+        D::open(&DriverConfig { depth: DEPTH, shape: Shape::One, ..DriverConfig::default() })
+            .expect("driver");
+    let files = [
+        submit.register_file(Arc::new(target)).expect("file"),
+        submit.register_file(Arc::new(Target::null(1 << 20, 512))).expect("file"),
+    ];
+    let memory = create_memfd("ferrio-allocations", 1 << 20).expect("memfd");
+    let mapping = Arc::new(Mapping::new(memory.as_fd(), 1 << 20).expect("mapping"));
+    let region = Region::new(mapping, 0, 1 << 20).expect("region");
+    let region = submit.register_region(region).expect("region");
+    let doorbells = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
+
+    let mut out = Vec::with_capacity(DEPTH as usize);
+    let kinds = [OpKind::Read, OpKind::Write, OpKind::Read, OpKind::Flush, OpKind::Read, OpKind::Nop];
+    let mut round = || {
+        for n in 0..DEPTH {
+            let op = Op {
+                kind: kinds[n as usize % kinds.len()],
+                file: files[usize::from(n % 8 == 0)],
+                region: if n == 7 { RegionIndex(u32::MAX) } else { region },
+                region_offset: u64::from(n) * 4096,
+                length: 4096,
+                offset: u64::from(n) * 4096,
+                fua: n % 3 == 0,
+            };
+            let slot = submit.reserve().expect("a slot");
+            submit.submit(slot, n, &op).expect("room");
+        }
+        let mut left = DEPTH;
+        while left > 0 {
+            submit.sleep(doorbells.as_fd(), Some(Duration::from_secs(1))).expect("sleep");
+            reap.reap(&mut out);
+            left -= out.len() as u32;
+            out.drain(..).for_each(|completion| submit.release(completion.tag));
+        }
+    };
+    round();
+    let before = ALLOCATIONS.get();
+    (0..50).for_each(|_| round());
+    assert_eq!(ALLOCATIONS.get() - before, 0, "{} allocates per request", D::NAME);
+}
+
+#[test]
+fn io_uring_allocates_nothing() {
+    requests_allocate_nothing::<Uring>();
+}
+
+#[test]
+fn aio_allocates_nothing() {
+    requests_allocate_nothing::<Aio>();
+}
+
+#[test]
+fn null_allocates_nothing() {
+    requests_allocate_nothing::<Null>();
+}
+
+#[test]
+fn the_counter_counts() {
+    let before = ALLOCATIONS.get();
+    drop(std::hint::black_box(Box::new(1)));
+    assert_eq!(ALLOCATIONS.get() - before, 1);
+}

@@ -1,0 +1,106 @@
+//! One suite for every backend, in both shapes.
+//!
+//! `rig.rs` opens a driver and plays the engine: it submits, sleeps, reaps and releases, in `Shape::Two` with a
+//! second thread that reaps. The other files are generic functions over `D: Subject`, instantiated below.
+//! What needs rights this machine does not give prints SKIPPED and the reason.
+
+mod bounds;
+mod child;
+mod errors;
+mod interrupted;
+mod large;
+mod loop_device;
+mod memlock;
+mod regions;
+mod rig;
+mod seccomp;
+mod shutdown;
+mod signals;
+mod sleeping;
+mod transfers;
+
+use ferrio_driver::Shape;
+use ferrio_driver::aio::Aio;
+use ferrio_driver::null::Null;
+use ferrio_driver::uring::Uring;
+
+macro_rules! suite {
+    ($name:ident, $driver:ty, $shape:expr, [$($module:ident :: $test:ident),* $(,)?]) => {
+        mod $name {
+            use super::*;
+            $(
+                #[test]
+                fn $test() {
+                    crate::$module::$test::<$driver>($shape);
+                }
+            )*
+        }
+    };
+}
+
+/// What every backend does.
+macro_rules! common {
+    ($name:ident, $driver:ty, $shape:expr, [$($more:tt)*]) => {
+        suite!($name, $driver, $shape, [
+            transfers::nops_come_back_in_order,
+            transfers::null_targets_complete_inline,
+            bounds::depth_bounds_what_is_in_flight,
+            bounds::only_reaped_requests_are_released,
+            bounds::busy_files_and_regions_stay,
+            bounds::tables_are_bounded,
+            bounds::reaping_keeps_to_the_room_given,
+            errors::bad_operations_become_completions,
+            sleeping::doorbell_wakes,
+            sleeping::timeout_wakes,
+            sleeping::injected_completions_are_never_slept_over,
+            $($more)*
+        ]);
+    };
+}
+
+/// What moves data.
+macro_rules! real {
+    ($name:ident, $driver:ty, $shape:expr) => {
+        common!(
+            $name,
+            $driver,
+            $shape,
+            [
+                transfers::patterns_round_trip,
+                transfers::fua_and_flush,
+                transfers::short_read_at_the_end_of_the_file,
+                bounds::full_batch_gives_the_slot_back,
+                bounds::many_requests_through_a_shallow_driver,
+                errors::refusals_of_the_kernel_become_completions,
+                errors::bad_request_amid_a_batch_loses_no_other,
+                sleeping::completions_wake,
+                sleeping::full_batch_sleeps_and_wakes,
+                bounds::halves_move_with_requests_in_flight,
+                sleeping::doorbells_and_completions_mix,
+                signals::nothing_is_lost_in_a_signal_storm,
+                shutdown::drop_waits_for_what_is_in_flight,
+                shutdown::drop_in_the_other_order,
+                shutdown::staged_requests_are_forgotten,
+                regions::many_regions_at_once,
+                regions::memory_is_let_go_with_its_region,
+                loop_device::block_device_round_trip,
+            ]
+        );
+    };
+}
+
+common!(null_one, Null, Shape::One, []);
+common!(null_two, Null, Shape::Two, []);
+real!(io_uring_one, Uring, Shape::One);
+real!(io_uring_two, Uring, Shape::Two);
+real!(aio_one, Aio, Shape::One);
+real!(aio_two, Aio, Shape::Two);
+
+// A gigabyte of memory each: once per backend.
+suite!(
+    io_uring_large,
+    Uring,
+    Shape::One,
+    [large::gigabyte_is_not_confused_with_an_errno, large::region_beyond_a_gigabyte_works_across_the_seam,]
+);
+suite!(aio_large, Aio, Shape::Two, [large::gigabyte_is_not_confused_with_an_errno]);
