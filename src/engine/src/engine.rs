@@ -1,0 +1,382 @@
+//! An engine: one driver, its Submitter and, where there is one, its Poller.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Release},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use ferrio_driver::{
+    Driver, DriverConfig, DriverInfo, ReapHalf, Shape, SubmitHalf, Target,
+    aio::Aio,
+    null::Null,
+    select::{self, Backend},
+    uring::Uring,
+};
+
+use crate::{
+    bell::Bell,
+    clock::{self, MICROSECOND, Nanos},
+    completion::{self, Reaper},
+    config::{EngineConfig, EngineError, Threads},
+    idle::{Idle, Step},
+    inject::{self, Command, Injector},
+    journal::Journal,
+    poller::Poller,
+    session::{SessionSpec, VolumeId},
+    stats::{self, EngineSnapshot, QueueShared, Shared},
+    submitter::{Parts, Submitter},
+};
+
+/// Volumes per engine.
+const FILES_MAX: u32 = 1024;
+
+/// What an engine is, decided at its start.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// Name.
+    pub name: String,
+    /// `io_uring`, `aio` or `null`.
+    pub backend: &'static str,
+    /// Why this backend.
+    pub backend_reason: String,
+    /// I/O threads, 1 or 2.
+    pub threads: u32,
+    /// Most requests in the kernel at once.
+    pub depth: u32,
+    /// Most requests accepted at once.
+    pub requests_max: u32,
+    /// Modes in effect, and those that were wanted and are not, when it started.
+    pub driver: DriverInfo,
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Every accepted request has its answer.
+    pub answered_all: bool,
+    /// Requests that have not.
+    pub left: u64,
+}
+
+/// Handle of an engine. Clones command the same engine.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    info: EngineInfo,
+    shared: Arc<Shared>,
+    injector: Injector,
+    /// Open queues, for snapshots. The I/O threads never take this lock.
+    queues: Mutex<Vec<Arc<QueueShared>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    poller_stop: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("info", &self.inner.info).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the driver, creates the journal and starts the threads.
+    ///
+    /// # Errors
+    /// The backend is not available, or the journal or a thread cannot be made.
+    pub fn start(config: &EngineConfig) -> Result<Self, EngineError> {
+        let driver = |source| EngineError::Driver { engine: config.name.clone(), source };
+        let (backend, reason) = select::choose(config.backend).map_err(driver)?;
+        // The one place that asks which backend: everything below is compiled for one of them.
+        match backend {
+            Backend::IoUring => Self::launch::<Uring>(config, reason),
+            Backend::Aio => Self::launch::<Aio>(config, reason),
+            Backend::Null => Self::launch::<Null>(config, reason),
+        }
+    }
+
+    fn launch<D: Driver>(config: &EngineConfig, backend_reason: String) -> Result<Self, EngineError> {
+        let parts = Threaded::<D>::new(config)?;
+        let info = EngineInfo {
+            name: config.name.clone(),
+            backend: D::NAME,
+            backend_reason,
+            threads: if parts.shape == Shape::One { 1 } else { 2 },
+            depth: config.depth,
+            requests_max: config.requests_max,
+            driver: parts.submitter.driver_info(),
+        };
+        let spin_limit = Nanos::from(config.spin_us) * MICROSECOND;
+        let inner = Inner {
+            info,
+            shared: parts.shared,
+            injector: parts.injector,
+            queues: Mutex::default(),
+            threads: Mutex::default(),
+            poller_stop: Arc::default(),
+        };
+        let stop = Arc::clone(&inner.poller_stop);
+        let threads = match parts.poller {
+            None => {
+                let reaper = parts.reaper;
+                vec![spawn(config, "sub", move || run_alone(parts.submitter, reaper, spin_limit))?]
+            }
+            Some(bell) => {
+                let poller = Poller::new(parts.reaper, Arc::clone(&bell), Arc::clone(&inner.shared));
+                let poller_stop = Arc::clone(&stop);
+                vec![
+                    spawn(config, "poll", move || poller.run(spin_limit, &poller_stop))?,
+                    spawn(config, "sub", move || {
+                        let outcome = run_beside(parts.submitter, spin_limit);
+                        stop.store(true, Release);
+                        bell.ring(true);
+                        outcome
+                    })?,
+                ]
+            }
+        };
+        *inner.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &EngineInfo {
+        &self.inner.info
+    }
+
+    /// What the driver is now: sessions may come to degrade it, for instance by more memory than may be pinned. As it was
+    /// at the start, should the Submitter not answer within `limit`.
+    pub fn driver_info(&self, limit: Duration) -> DriverInfo {
+        let (sender, receiver) = mpsc::channel();
+        let reply = Box::new(move |info| {
+            let _ = sender.send(info);
+        });
+        let sent = self.inner.injector.send(Command::Describe { reply }).is_ok();
+        let now = sent.then(|| receiver.recv_timeout(limit).ok()).flatten();
+        now.unwrap_or_else(|| self.info().driver.clone())
+    }
+
+    /// Registers a volume; it stays until the engine ends.
+    ///
+    /// # Errors
+    /// Too many volumes, or the engine has stopped.
+    pub fn add_volume(&self, target: Arc<Target>) -> Result<VolumeId, EngineError> {
+        self.ask(|reply| Command::AddVolume { target, reply })
+    }
+
+    /// Takes requests from a session from now on.
+    ///
+    /// # Errors
+    /// A limit is reached, the spec does not fit its memory, or the engine has stopped.
+    pub fn open_session(&self, spec: SessionSpec) -> Result<(), EngineError> {
+        let shared: Vec<Arc<QueueShared>> = spec
+            .queues
+            .iter()
+            .map(|attach| {
+                let layout = spec.layout.queues.get(attach.index as usize);
+                let (sq, cq) = layout.map_or((0, 0), |layout| (layout.sq_entries, layout.cq_entries));
+                Arc::new(QueueShared::new(spec.session_id, attach.index, sq, cq))
+            })
+            .collect();
+        let seen = shared.clone();
+        self.ask(|reply| Command::OpenSession { spec: Box::new(spec), shared, reply })?;
+        self.queues().extend(seen);
+        Ok(())
+    }
+
+    /// Takes no more requests from a session, drops those that are not issued, and calls `done` (on an I/O thread; it must
+    /// not block) once the kernel has answered the others and the session's memory is released.
+    pub fn close_session(&self, session_id: u64, done: inject::Done) {
+        if let Err(Command::CloseSession { done, .. }) =
+            self.inner.injector.send(Command::CloseSession { session_id, done })
+        {
+            done();
+        }
+        self.queues().retain(|queue| queue.session_id != session_id);
+    }
+
+    /// Looks at queues and counters; any thread, without disturbing the I/O threads.
+    pub fn snapshot(&self) -> EngineSnapshot {
+        let queues = self.queues().clone();
+        stats::snapshot(&self.inner.shared, &queues, clock::now())
+    }
+
+    /// Takes no more requests and waits up to `limit` for the accepted ones to be answered.
+    pub fn drain(&self, limit: Duration) -> DrainReport {
+        let (sender, receiver) = mpsc::channel();
+        let done = Box::new(move || {
+            let _ = sender.send(());
+        });
+        let answered_all = self.inner.injector.send(Command::Drain { done }).is_err()
+            || receiver.recv_timeout(limit).is_ok();
+        let left = if answered_all { 0 } else { self.pending() };
+        DrainReport { answered_all, left }
+    }
+
+    /// Ends the threads. What is in flight is left to the driver, which waits for the kernel before it frees anything.
+    pub fn stop(&self) {
+        let _ = self.inner.injector.send(Command::Stop);
+        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A panic in an I/O thread was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+
+    fn pending(&self) -> u64 {
+        self.snapshot().classes.iter().map(|class| class.counters.queued + class.counters.in_flight).sum()
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Vec<Arc<QueueShared>>> {
+        self.inner.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(inject::Reply<T>) -> Command,
+    ) -> Result<T, EngineError> {
+        let (sender, receiver) = mpsc::channel();
+        let reply = Box::new(move |outcome| {
+            let _ = sender.send(outcome);
+        });
+        let stopped = || EngineError::Stopped(self.inner.info.name.clone());
+        self.inner.injector.send(command(reply)).map_err(|_| stopped())?;
+        receiver.recv().map_err(|_| stopped())?
+    }
+}
+
+/// Everything an engine's threads own, before they run. Tests and benchmarks drive it by `turn`.
+pub struct Threaded<D: Driver> {
+    /// Stages 2 to 6.
+    pub submitter: Submitter<D::Submit>,
+    /// Stages 8 to 10.
+    pub reaper: Reaper<D::Reap>,
+    /// Counters.
+    pub shared: Arc<Shared>,
+    /// Commands.
+    pub injector: Injector,
+    shape: Shape,
+    poller: Option<Arc<Bell>>,
+}
+
+impl<D: Driver> Threaded<D> {
+    /// Opens driver and journal.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn new(config: &EngineConfig) -> Result<Self, EngineError> {
+        let system = |what| move |source| EngineError::System { engine: config.name.clone(), what, source };
+        let shape = shape::<D>(config.threads);
+        let driver_config = DriverConfig {
+            depth: config.depth,
+            shape,
+            files_max: FILES_MAX,
+            regions_max: config.sessions_max,
+            ..DriverConfig::default()
+        };
+        let (submit, reap) = D::open(&driver_config)
+            .map_err(|source| EngineError::Driver { engine: config.name.clone(), source })?;
+        let journal = Journal::create(&config.journal, config.queues_max, config.requests_max, config.epoch)
+            .map_err(|source| EngineError::Journal {
+                engine: config.name.clone(),
+                path: config.journal.clone(),
+                bytes: Journal::bytes(config.queues_max, config.requests_max),
+                source,
+            })?;
+        let shared = Arc::new(Shared::new(config.requests_max));
+        let bell = Arc::new(Bell::new().map_err(system("making an eventfd"))?);
+        let poller = match shape {
+            Shape::One => None,
+            Shape::Two => Some(Arc::new(Bell::new().map_err(system("making an eventfd"))?)),
+        };
+        let (submitter_link, reaper_link) = completion::link(config.requests_max, config.queues_max);
+        let (injector, inbox) = inject::injector(Arc::clone(&bell));
+        let reaper = Reaper::new(reap, reaper_link, Arc::clone(&shared), journal.clone(), Arc::clone(&bell));
+        let submitter = Submitter::new(Parts {
+            name: config.name.clone(),
+            driver: submit,
+            shared: Arc::clone(&shared),
+            journal,
+            link: submitter_link,
+            bell,
+            poller: poller.clone(),
+            inbox,
+            budgets: config.budgets,
+            sessions_max: config.sessions_max,
+            queues_max: config.queues_max,
+        })
+        .map_err(system("making an epoll"))?;
+        Ok(Self { submitter, reaper, shared, injector, shape, poller })
+    }
+}
+
+fn shape<D: Driver>(threads: Threads) -> Shape {
+    match threads {
+        Threads::One => Shape::One,
+        Threads::Two => Shape::Two,
+        Threads::Auto if D::NAME == Aio::NAME => Shape::Two,
+        Threads::Auto => Shape::One,
+    }
+}
+
+/// Loop of a Submitter that reaps.
+fn run_alone<S: SubmitHalf, R: ReapHalf>(
+    mut submitter: Submitter<S>,
+    mut reaper: Reaper<R>,
+    spin_limit: Nanos,
+) -> io::Result<()> {
+    let mut idle = Idle::new(spin_limit, clock::now());
+    while !submitter.stopped() {
+        let now = clock::now();
+        let work = submitter.turn(now) + reaper.turn();
+        match idle.step(now, work > 0, submitter.in_flight() > 0) {
+            Step::Work => {}
+            Step::Spin => std::hint::spin_loop(),
+            Step::Sleep => submitter.sleep(|| reaper.has_posts())?,
+        }
+    }
+    Ok(())
+}
+
+/// Loop of a Submitter beside a Poller. It waits for clients alone.
+fn run_beside<S: SubmitHalf>(mut submitter: Submitter<S>, spin_limit: Nanos) -> io::Result<()> {
+    let mut idle = Idle::new(spin_limit, clock::now());
+    while !submitter.stopped() {
+        let now = clock::now();
+        match idle.step(now, submitter.turn(now) > 0, false) {
+            Step::Work => {}
+            Step::Spin => std::hint::spin_loop(),
+            Step::Sleep => submitter.sleep(|| false)?,
+        }
+    }
+    Ok(())
+}
+
+fn spawn(
+    config: &EngineConfig,
+    role: &str,
+    run: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Result<JoinHandle<()>, EngineError> {
+    let name = format!("{role}-{}", config.name);
+    let engine = config.name.clone();
+    let thread = name.clone();
+    let body = move || {
+        if let Err(error) = run() {
+            // Without this thread no request is answered: end, so that a supervisor starts the daemon again.
+            tracing::error!(engine, thread, %error, "I/O thread cannot wait for the kernel; the daemon ends");
+            std::process::abort();
+        }
+    };
+    std::thread::Builder::new().name(name).spawn(body).map_err(|source| EngineError::System {
+        engine: config.name.clone(),
+        what: "starting an I/O thread",
+        source,
+    })
+}

@@ -1,0 +1,118 @@
+//! Commands from other threads, taken by the Submitter between batches.
+
+use std::sync::{
+    Arc,
+    atomic::{
+        AtomicBool,
+        Ordering::{Acquire, Release},
+    },
+    mpsc,
+};
+
+use ferrio_driver::{DriverInfo, Target};
+
+use crate::{
+    bell::Bell,
+    config::EngineError,
+    session::{SessionSpec, VolumeId},
+    stats::QueueShared,
+};
+
+/// Called on the Submitter thread with the outcome of a command. Must not block.
+pub type Reply<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
+
+/// Called on an I/O thread when something has ended. Must not block.
+pub type Done = Box<dyn FnOnce() + Send>;
+
+/// What the Submitter can be told.
+pub enum Command {
+    /// Register a volume.
+    AddVolume {
+        /// What it is made of.
+        target: Arc<Target>,
+        /// Gets its id.
+        reply: Reply<VolumeId>,
+    },
+    /// Take requests from a session.
+    OpenSession {
+        /// The session.
+        spec: Box<SessionSpec>,
+        /// Counters, one per queue of the spec, in its order.
+        shared: Vec<Arc<QueueShared>>,
+        /// Called once it is served.
+        reply: Reply<()>,
+    },
+    /// Take no more requests from a session.
+    CloseSession {
+        /// The session.
+        session_id: u64,
+        /// Called once nothing of it is in flight.
+        done: Done,
+    },
+    /// Take no more requests from anyone.
+    Drain {
+        /// Called once nothing is in flight.
+        done: Done,
+    },
+    /// Say what the driver is now.
+    Describe {
+        /// Gets it.
+        reply: Box<dyn FnOnce(DriverInfo) + Send>,
+    },
+    /// End the thread.
+    Stop,
+}
+
+/// The commanding end.
+pub struct Injector {
+    commands: mpsc::Sender<Command>,
+    waits: Arc<AtomicBool>,
+    bell: Arc<Bell>,
+}
+
+/// The Submitter's end.
+pub struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    waits: Arc<AtomicBool>,
+    /// Commands are being taken.
+    open: bool,
+}
+
+/// Both ends; `bell` is the Submitter's.
+pub fn injector(bell: Arc<Bell>) -> (Injector, Inbox) {
+    let (sender, receiver) = mpsc::channel();
+    let waits = Arc::new(AtomicBool::new(false));
+    let inbox = Inbox { commands: receiver, waits: Arc::clone(&waits), open: false };
+    (Injector { commands: sender, waits, bell }, inbox)
+}
+
+impl Injector {
+    /// Hands over a command; gives it back when the Submitter has ended.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        self.commands.send(command).map_err(|refused| refused.0)?;
+        self.waits.store(true, Release); // pairs with the swap in Inbox::take()
+        self.bell.ring(true);
+        Ok(())
+    }
+}
+
+impl Inbox {
+    /// The next command. Costs one load when there is none.
+    pub fn take(&mut self) -> Option<Command> {
+        if !self.open {
+            if !self.waits.load(Acquire) {
+                return None;
+            }
+            self.waits.swap(false, Acquire); // pairs with the store in Injector::send()
+            self.open = true;
+        }
+        let command = self.commands.try_recv().ok();
+        self.open = command.is_some();
+        command
+    }
+
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        !self.open && !self.waits.load(Acquire)
+    }
+}

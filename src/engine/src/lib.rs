@@ -1,0 +1,50 @@
+//! The life of a request.
+//!
+//! | # | stage | where | thread | on failure, who answers |
+//! |---|---|---|---|---|
+//! | 1 | client SQ ring | `ferrio_client::Queue::submit` -> [`ferrio_shm::ring::SqProducer`] | client | full: the request is handed back |
+//! | 2 | take and validate | [`session`]: copy the SQE once, check, reserve CQ entry and record, write the [`journal`] | Submitter | bad SQE: CQE with errno; bad ring: the session is faulted, nobody else |
+//! | 3 | class queues | [`queue`]: prio / read / write, per session queue; intrusive lists over record indices | Submitter | cannot be full: reserved at 2 |
+//! | 4 | schedule | [`scheduler`]: pure; classes and budgets | Submitter | - |
+//! | 5 | merge | not yet | Submitter | - |
+//! | 6 | submit | [`submitter`] -> [`ferrio_driver::SubmitHalf`]: queue, then one commit for the batch | Submitter | refused: stays at the head; errno: becomes a completion |
+//! | 7 | kernel | io_uring / AIO | - | - |
+//! | 8 | reap | [`completion`] -> [`ferrio_driver::ReapHalf`] | whoever holds the reap half: Submitter ([`Shape::One`]) or Poller ([`Shape::Two`]) | stale tag: counted, dropped |
+//! | 9 | short I/O | [`completion`]: the rest of a short transfer goes back to the Submitter | reaper -> Submitter | - |
+//! | 10 | client CQ ring | [`completion`] -> [`ferrio_shm::ring::CqProducer`], at most one wake per queue and batch | reaper | cannot be full: reserved at 2 |
+//!
+//! Every accepted SQE gets exactly one CQE. In steady state nothing on this way allocates, blocks or takes a contended
+//! lock. Each thread's loop is a `turn(now)` that tests call without the thread.
+//!
+//! [`Shape::One`]: ferrio_driver::Shape::One
+//! [`Shape::Two`]: ferrio_driver::Shape::Two
+
+#![forbid(unsafe_code)]
+
+pub mod session;
+
+pub mod queue;
+
+pub mod scheduler;
+
+pub mod submitter;
+
+pub mod completion;
+
+pub mod poller;
+
+mod bell;
+pub mod clock;
+pub mod config;
+pub mod engine;
+pub mod idle;
+pub mod inject;
+pub mod journal;
+pub mod request;
+pub mod stats;
+mod table;
+
+pub use config::{EngineConfig, EngineError, Threads};
+pub use engine::{DrainReport, Engine, EngineInfo};
+pub use session::{Grant, QueueAttach, SessionSpec, VolumeId};
+pub use stats::{ClassSnapshot, CountersSnapshot, EngineCounters, EngineSnapshot, QueueSnapshot};

@@ -1,0 +1,144 @@
+//! What the engine knows of an accepted request beyond its journal record.
+//!
+//! Entries are indexed like journal records. One side at a time works on an entry: the Submitter from acceptance to submit,
+//! the reaper from completion to the CQE, then the Submitter again. The hand-over goes through the driver or through the
+//! rings between Submitter and reaper, which order it; so the fields need no ordering of their own. They are atomics
+//! because a snapshot reads them from a third thread at any time.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::{clock::Nanos, queue::Class};
+
+/// Where a request is. `Free -> Queued -> Issued -> Free`; back to `Queued` for the rest of a short transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stage {
+    /// No request.
+    Free = 0,
+    /// In a class queue.
+    Queued = 1,
+    /// In the driver, or refused and on its way to the CQ.
+    Issued = 2,
+}
+
+/// One entry.
+#[derive(Default)]
+pub struct Request {
+    accepted_at: AtomicU64,
+    user_data: AtomicU64,
+    /// issued << 16 | stage << 8 | class
+    place: AtomicU32,
+    queue: AtomicU32,
+    length: AtomicU32,
+    done: AtomicU32,
+    /// Logical block size of the volume; progress of a short transfer counts in whole blocks.
+    block: AtomicU32,
+    retries: AtomicU32,
+}
+
+/// What stage 2 fills in.
+pub struct Accepted {
+    /// Queue index in the engine.
+    pub queue: u32,
+    /// Class.
+    pub class: Class,
+    /// Echoed in the CQE.
+    pub user_data: u64,
+    /// Bytes to move; 0 for operations without data.
+    pub length: u32,
+    /// Logical block size, bytes, >= 1.
+    pub block: u32,
+    /// When.
+    pub at: Nanos,
+}
+
+impl Request {
+    /// Stage 2.
+    pub fn accept(&self, accepted: &Accepted) {
+        self.accepted_at.store(accepted.at, Relaxed);
+        self.user_data.store(accepted.user_data, Relaxed);
+        self.queue.store(accepted.queue, Relaxed);
+        self.length.store(accepted.length, Relaxed);
+        self.block.store(accepted.block, Relaxed);
+        self.done.store(0, Relaxed);
+        self.retries.store(0, Relaxed);
+        self.place.store((Stage::Queued as u32) << 8 | accepted.class as u32, Relaxed);
+    }
+
+    /// Moves on; the class stays.
+    pub fn set_stage(&self, stage: Stage) {
+        let rest = self.place.load(Relaxed) & !0xff00;
+        self.place.store(rest | (stage as u32) << 8, Relaxed);
+    }
+
+    /// Given to the driver. True the first time.
+    pub fn issue(&self) -> bool {
+        let place = self.place.load(Relaxed);
+        self.place.store(1 << 16 | (Stage::Issued as u32) << 8 | place & 0xff, Relaxed);
+        place >> 16 == 0
+    }
+
+    /// Was given to the driver before.
+    pub fn was_issued(&self) -> bool {
+        self.place.load(Relaxed) >> 16 != 0
+    }
+
+    /// Where it is.
+    pub fn stage(&self) -> Stage {
+        match self.place.load(Relaxed) >> 8 & 0xff {
+            0 => Stage::Free,
+            1 => Stage::Queued,
+            _ => Stage::Issued,
+        }
+    }
+
+    /// Its class.
+    pub fn class(&self) -> Class {
+        Class::ALL[(self.place.load(Relaxed) & 0xff) as usize % 3]
+    }
+
+    /// Its queue.
+    pub fn queue(&self) -> u32 {
+        self.queue.load(Relaxed)
+    }
+
+    /// When it was accepted.
+    pub fn accepted_at(&self) -> Nanos {
+        self.accepted_at.load(Relaxed)
+    }
+
+    /// What its CQE echoes.
+    pub fn user_data(&self) -> u64 {
+        self.user_data.load(Relaxed)
+    }
+
+    /// Bytes asked for.
+    pub fn length(&self) -> u32 {
+        self.length.load(Relaxed)
+    }
+
+    /// Bytes moved so far: a multiple of the block size.
+    pub fn done(&self) -> u32 {
+        self.done.load(Relaxed)
+    }
+
+    /// Counts bytes of a short transfer, rounded down to whole blocks; returns what counted.
+    pub fn advance(&self, bytes: u32) -> u32 {
+        let block = self.block.load(Relaxed).max(1);
+        let whole = bytes - bytes % block;
+        self.done.store(self.done() + whole, Relaxed);
+        whole
+    }
+
+    /// Counts a retry without progress; returns how many there were.
+    pub fn retry(&self) -> u32 {
+        let retries = self.retries.load(Relaxed) + 1;
+        self.retries.store(retries, Relaxed);
+        retries
+    }
+}
+
+/// All entries of an engine.
+pub fn table(requests_max: u32) -> Box<[Request]> {
+    (0..requests_max).map(|_| Request::default()).collect()
+}

@@ -1,0 +1,285 @@
+//! Stage 2: what a session may do, and the check of each SQE against it.
+//!
+//! The check works on the daemon's own copy of the SQE and on the daemon's own notion of volumes and regions; nothing is
+//! read from client memory here. Order and errno of the checks are those of ABI.md, "Validation".
+
+use std::sync::Arc;
+
+use ferrio_driver::{FileIndex, OpKind, RegionIndex};
+use ferrio_shm::{
+    abi::{self, Opcode, errno, limits, sqe_flags},
+    doorbell::{DoorbellRx, DoorbellTx},
+    entry::Sqe,
+    layout::SessionLayout,
+    mapping::Mapping,
+};
+
+use crate::queue::Class;
+
+/// A volume of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeId(pub u32);
+
+/// A volume as a session may use it.
+#[derive(Clone, Copy, Debug)]
+pub struct Grant {
+    /// Volume.
+    pub volume: VolumeId,
+    /// Writes are allowed.
+    pub writable: bool,
+}
+
+/// A queue of a session for this engine.
+pub struct QueueAttach {
+    /// Index into `SessionLayout::queues`.
+    pub index: u32,
+    /// Wakes the client.
+    pub cq_doorbell: DoorbellTx,
+}
+
+/// A session as the control plane hands it to an engine.
+pub struct SessionSpec {
+    /// Session id, never 0.
+    pub session_id: u64,
+    /// Session memory.
+    pub memory: Arc<Mapping>,
+    /// Where things lie in it; the daemon's own copy.
+    pub layout: SessionLayout,
+    /// Queues that this engine serves.
+    pub queues: Vec<QueueAttach>,
+    /// The client rings here.
+    pub doorbell: DoorbellRx,
+    /// By SQE volume index; `None` for a volume of another engine.
+    pub grants: Vec<Option<Grant>>,
+    /// Called once, from the I/O thread, when the session's rings break the protocol. Must not block.
+    pub on_fault: Box<dyn FnOnce(String) + Send>,
+}
+
+/// A grant with what the check needs to know of the volume.
+#[derive(Clone, Copy, Debug)]
+pub struct GrantedVolume {
+    pub(crate) file: FileIndex,
+    pub(crate) size: u64,
+    pub(crate) block: u32,
+    pub(crate) memory_align: u32,
+    pub(crate) writable: bool,
+}
+
+impl GrantedVolume {
+    /// A volume as the check sees it: `size` and `block` in bytes, `memory_align` of the data in memory in bytes. For
+    /// fuzzers and tests, which have no driver: the Submitter fills in what [`SessionSpec`] grants.
+    pub fn detached(size: u64, block: u32, memory_align: u32, writable: bool) -> Self {
+        Self { file: FileIndex(0), size, block, memory_align, writable }
+    }
+}
+
+/// Memory of a session that requests may name.
+#[derive(Clone, Copy, Debug)]
+pub struct GrantedRegion {
+    pub(crate) index: RegionIndex,
+    pub(crate) bytes: u64,
+}
+
+impl GrantedRegion {
+    /// A region of `bytes`, without a driver behind it, as [`GrantedVolume::detached`].
+    pub fn detached(bytes: u64) -> Self {
+        Self { index: RegionIndex(0), bytes }
+    }
+}
+
+/// An SQE that passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Class.
+    pub class: Class,
+    /// Bytes to move.
+    pub length: u32,
+    /// Logical block size of the volume, or 1.
+    pub block: u32,
+}
+
+/// What a session may name in an SQE.
+#[derive(Debug, Default)]
+pub struct Rights {
+    pub(crate) volumes: Vec<Option<GrantedVolume>>,
+    pub(crate) regions: Vec<Option<GrantedRegion>>,
+}
+
+impl Rights {
+    /// What an SQE may name, by its volume index (`None`: a volume of another engine) and its region index (`None`: no
+    /// such region).
+    pub fn new(volumes: Vec<Option<GrantedVolume>>, regions: Vec<Option<GrantedRegion>>) -> Self {
+        Self { volumes, regions }
+    }
+
+    /// Checks an SQE.
+    ///
+    /// # Errors
+    /// The errno (positive) that its CQE is to carry.
+    pub fn check(&self, sqe: &Sqe) -> Result<Checked, i32> {
+        let op = Opcode::try_from(sqe.op).map_err(|_| errno::EINVAL)?;
+        let kind = op_kind(op).ok_or(errno::EOPNOTSUPP)?;
+        check_fields(sqe, kind)?;
+        let direction =
+            if matches!(kind, OpKind::Write | OpKind::Flush) { Class::Write } else { Class::Read };
+        let class = if sqe.class == abi::Class::Prio as u8 { Class::Prio } else { direction };
+        if kind == OpKind::Nop {
+            return Ok(Checked { class, length: 0, block: 1 });
+        }
+        let volume = self.volume(sqe.volume)?;
+        if kind == OpKind::Flush {
+            return Ok(Checked { class, length: 0, block: 1 });
+        }
+        if kind == OpKind::Write && !volume.writable {
+            return Err(errno::EROFS);
+        }
+        let length = check_range(sqe, volume)?;
+        self.check_buffer(sqe, volume)?;
+        Ok(Checked { class, length, block: volume.block })
+    }
+
+    /// The volume an SQE names.
+    pub(crate) fn volume(&self, index: u16) -> Result<&GrantedVolume, i32> {
+        let grant = self.volumes.get(usize::from(index)).ok_or(errno::EBADF)?;
+        grant.as_ref().ok_or(errno::EXDEV)
+    }
+
+    /// The region an SQE names.
+    pub(crate) fn region(&self, index: u16) -> Result<&GrantedRegion, i32> {
+        self.regions.get(usize::from(index)).and_then(Option::as_ref).ok_or(errno::ENXIO)
+    }
+
+    fn check_buffer(&self, sqe: &Sqe, volume: &GrantedVolume) -> Result<(), i32> {
+        let region = self.region(sqe.region)?;
+        let end = sqe.region_offset.checked_add(sqe.length).ok_or(errno::EFAULT)?;
+        if end > region.bytes || !sqe.region_offset.is_multiple_of(volume.memory_align.into()) {
+            return Err(errno::EFAULT);
+        }
+        Ok(())
+    }
+}
+
+/// What the driver does for an opcode; `None` where this release does not serve it.
+pub(crate) fn op_kind(op: Opcode) -> Option<OpKind> {
+    match op {
+        Opcode::Nop => Some(OpKind::Nop),
+        Opcode::Read => Some(OpKind::Read),
+        Opcode::Write => Some(OpKind::Write),
+        Opcode::Flush => Some(OpKind::Flush),
+        _ => None,
+    }
+}
+
+/// Flags, class and the fields that this operation does not use.
+fn check_fields(sqe: &Sqe, kind: OpKind) -> Result<(), i32> {
+    const KNOWN: u16 = sqe_flags::FUA | sqe_flags::LINK | sqe_flags::BARRIER;
+    if sqe.reserved != 0 || sqe.flags & !KNOWN != 0 || abi::Class::try_from(sqe.class).is_err() {
+        return Err(errno::EINVAL);
+    }
+    if sqe.flags & (sqe_flags::LINK | sqe_flags::BARRIER) != 0 || sqe.timeout_us != 0 {
+        return Err(errno::EOPNOTSUPP);
+    }
+    let data = matches!(kind, OpKind::Read | OpKind::Write);
+    let fua_misplaced = sqe.flags & sqe_flags::FUA != 0 && kind != OpKind::Write;
+    let unused_buffer = !data && (sqe.offset | sqe.length | sqe.region_offset | u64::from(sqe.region)) != 0;
+    let unused_volume = kind == OpKind::Nop && sqe.volume != 0;
+    if fua_misplaced || unused_buffer || unused_volume || sqe.iov_count != 0 || sqe.arg != 0 {
+        return Err(errno::EINVAL);
+    }
+    Ok(())
+}
+
+fn check_range(sqe: &Sqe, volume: &GrantedVolume) -> Result<u32, i32> {
+    let block = u64::from(volume.block);
+    if sqe.length == 0 || !sqe.length.is_multiple_of(block) || !sqe.offset.is_multiple_of(block) {
+        return Err(errno::EINVAL);
+    }
+    if sqe.length > limits::DATA_BYTES_MAX {
+        return Err(errno::EMSGSIZE);
+    }
+    match sqe.offset.checked_add(sqe.length) {
+        Some(end) if end <= volume.size => u32::try_from(sqe.length).map_err(|_| errno::EMSGSIZE),
+        _ => Err(errno::ERANGE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 20;
+    const ARENA: u64 = 64 << 10;
+
+    fn rights() -> Rights {
+        let volume =
+            GrantedVolume { file: FileIndex(0), size: SIZE, block: 512, memory_align: 512, writable: true };
+        Rights {
+            volumes: vec![Some(volume), Some(GrantedVolume { writable: false, ..volume }), None],
+            regions: vec![Some(GrantedRegion { index: RegionIndex(0), bytes: ARENA })],
+        }
+    }
+
+    fn read() -> Sqe {
+        Sqe { op: Opcode::Read as u8, length: 4096, ..Sqe::default() }
+    }
+
+    fn write() -> Sqe {
+        Sqe { op: Opcode::Write as u8, ..read() }
+    }
+
+    #[test]
+    fn good_requests_pass() {
+        let rights = rights();
+        let last = Sqe { offset: SIZE - 4096, region_offset: ARENA - 4096, ..read() };
+        assert_eq!(rights.check(&last), Ok(Checked { class: Class::Read, length: 4096, block: 512 }));
+        let fua = Sqe { flags: sqe_flags::FUA, ..write() };
+        assert_eq!(rights.check(&fua).unwrap().class, Class::Write);
+        let prio = Sqe { class: abi::Class::Prio as u8, volume: 1, ..read() };
+        assert_eq!(rights.check(&prio).unwrap().class, Class::Prio);
+        let flush = Sqe { op: Opcode::Flush as u8, volume: 1, ..Sqe::default() };
+        assert_eq!(rights.check(&flush).unwrap().class, Class::Write);
+        assert_eq!(rights.check(&Sqe::default()).unwrap().class, Class::Read);
+    }
+
+    #[test]
+    fn bad_requests_get_the_errno_of_the_abi() {
+        let nop = Sqe::default();
+        let flush = Sqe { op: Opcode::Flush as u8, ..nop };
+        let cases = [
+            ("unknown opcode", Sqe { op: 10, ..nop }, errno::EINVAL),
+            ("opcode 255", Sqe { op: 255, ..nop }, errno::EINVAL),
+            ("not served yet", Sqe { op: Opcode::Discard as u8, ..nop }, errno::EOPNOTSUPP),
+            ("readv not served yet", Sqe { op: Opcode::Readv as u8, ..nop }, errno::EOPNOTSUPP),
+            ("reserved", Sqe { reserved: 1, ..read() }, errno::EINVAL),
+            ("unknown flag", Sqe { flags: 1 << 15, ..read() }, errno::EINVAL),
+            ("unknown class", Sqe { class: 2, ..read() }, errno::EINVAL),
+            ("link not served yet", Sqe { flags: sqe_flags::LINK, ..read() }, errno::EOPNOTSUPP),
+            ("barrier not served yet", Sqe { flags: sqe_flags::BARRIER, ..read() }, errno::EOPNOTSUPP),
+            ("timeout not served yet", Sqe { timeout_us: 1, ..read() }, errno::EOPNOTSUPP),
+            ("FUA on a read", Sqe { flags: sqe_flags::FUA, ..read() }, errno::EINVAL),
+            ("iov_count on a read", Sqe { iov_count: 1, ..read() }, errno::EINVAL),
+            ("arg on a read", Sqe { arg: 1, ..read() }, errno::EINVAL),
+            ("length on a nop", Sqe { length: 1, ..nop }, errno::EINVAL),
+            ("volume on a nop", Sqe { volume: 1, ..nop }, errno::EINVAL),
+            ("offset on a flush", Sqe { offset: 512, ..flush }, errno::EINVAL),
+            ("volume not granted", Sqe { volume: 3, ..read() }, errno::EBADF),
+            ("volume 65535", Sqe { volume: u16::MAX, ..flush }, errno::EBADF),
+            ("volume of another engine", Sqe { volume: 2, ..read() }, errno::EXDEV),
+            ("write to a read-only grant", Sqe { volume: 1, ..write() }, errno::EROFS),
+            ("length 0", Sqe { length: 0, ..read() }, errno::EINVAL),
+            ("misaligned length", Sqe { length: 513, ..read() }, errno::EINVAL),
+            ("misaligned offset", Sqe { offset: 1, ..read() }, errno::EINVAL),
+            ("length above the limit", Sqe { length: (1 << 30) + 512, ..read() }, errno::EMSGSIZE),
+            ("length 2^63", Sqe { length: 1 << 63, ..read() }, errno::EMSGSIZE),
+            ("beyond the end", Sqe { offset: SIZE - 512, ..read() }, errno::ERANGE),
+            ("offset overflow", Sqe { offset: u64::MAX - 511, ..read() }, errno::ERANGE),
+            ("unknown region", Sqe { region: 1, ..read() }, errno::ENXIO),
+            ("beyond the region", Sqe { region_offset: ARENA - 512, ..read() }, errno::EFAULT),
+            ("region offset overflow", Sqe { region_offset: u64::MAX - 511, ..read() }, errno::EFAULT),
+            ("misaligned memory", Sqe { region_offset: 8, ..read() }, errno::EFAULT),
+        ];
+        for (what, sqe, errno) in cases {
+            assert_eq!(rights().check(&sqe), Err(errno), "{what}");
+        }
+    }
+}

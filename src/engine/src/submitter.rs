@@ -1,0 +1,474 @@
+//! Stages 2 to 6: the Submitter.
+
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
+
+use ferrio_driver::{DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf};
+use ferrio_shm::{
+    abi::{Opcode, sqe_flags},
+    ring::RingFault,
+};
+
+use crate::{
+    bell::{Bell, WaitsFor},
+    clock::{self, MICROSECOND, Nanos},
+    completion::{Post, Return, SubmitterLink},
+    inject::{Command, Inbox},
+    journal::{Journal, Origin},
+    queue::{Class, ClassQueues},
+    request::{Accepted, Stage},
+    scheduler::{Budgets, Scheduler},
+    session::{Checked, op_kind},
+    stats::Shared,
+    table::{Ended, Sessions},
+};
+
+/// SQEs taken from one queue before the next queue has its turn.
+const TAKE_BATCH: u32 = 64;
+/// Requests a session queue may issue in a class before the next one has its turn.
+const QUANTUM: u32 = 16;
+/// How often a busy Submitter looks for sessions that were asleep.
+const DOORBELL_INTERVAL: Nanos = 25 * MICROSECOND;
+/// How long a queue is polled in vain before it has to ring again.
+const QUEUE_IDLE: Nanos = 100 * MICROSECOND;
+/// Longest sleep: bounds what a lost wake-up could cost, and costs an idle daemon one wake-up in this time.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// Where a refused SQE is counted.
+const REFUSED: Checked = Checked { class: Class::Read, length: 0, block: 1 };
+
+/// The Submitter thread's state.
+pub struct Submitter<S> {
+    driver: S,
+    shared: Arc<Shared>,
+    journal: Journal,
+    link: SubmitterLink,
+    bell: Arc<Bell>,
+    /// The Poller's, where there is one.
+    poller: Option<Arc<Bell>>,
+    inbox: Inbox,
+    sessions: Sessions,
+    classes: ClassQueues,
+    scheduler: Scheduler,
+    /// Free records.
+    free: Vec<u32>,
+    /// Requests accepted so far: the order of acceptance.
+    sequence: u64,
+    /// Where in the list of polled queues the next turn starts.
+    first: usize,
+    doorbells_seen: Nanos,
+    /// What drain waits for, once it was asked for.
+    drained: Option<Box<dyn FnOnce() + Send>>,
+    draining: bool,
+    stopped: bool,
+    /// Refused SQEs were posted in this turn.
+    posted: bool,
+}
+
+/// What a Submitter is put together from.
+pub struct Parts<S> {
+    pub(crate) name: String,
+    pub(crate) driver: S,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) journal: Journal,
+    pub(crate) link: SubmitterLink,
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) poller: Option<Arc<Bell>>,
+    pub(crate) inbox: Inbox,
+    pub(crate) budgets: Budgets,
+    pub(crate) sessions_max: u32,
+    pub(crate) queues_max: u32,
+}
+
+impl<S: SubmitHalf> Submitter<S> {
+    /// # Errors
+    /// No epoll.
+    pub fn new(parts: Parts<S>) -> io::Result<Self> {
+        let requests_max = u32::try_from(parts.shared.requests.len()).unwrap_or(u32::MAX);
+        Ok(Self {
+            sessions: Sessions::new(parts.name, &parts.bell, parts.sessions_max, parts.queues_max)?,
+            driver: parts.driver,
+            shared: parts.shared,
+            journal: parts.journal,
+            link: parts.link,
+            bell: parts.bell,
+            poller: parts.poller,
+            inbox: parts.inbox,
+            classes: ClassQueues::new(requests_max, QUANTUM),
+            scheduler: Scheduler::new(parts.budgets),
+            free: (0..requests_max).rev().collect(),
+            sequence: 0,
+            first: 0,
+            doorbells_seen: 0,
+            drained: None,
+            draining: false,
+            stopped: false,
+            posted: false,
+        })
+    }
+
+    /// The engine was told to end.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Requests in the driver.
+    pub fn in_flight(&self) -> u32 {
+        self.driver.in_flight()
+    }
+
+    /// What the driver is.
+    pub fn driver_info(&self) -> DriverInfo {
+        self.driver.info()
+    }
+
+    /// One pass over stages 2 to 6. Returns how much was done; 0 means nothing was there.
+    pub fn turn(&mut self, now: Nanos) -> u32 {
+        self.shared.submitter_turns.add(1);
+        let mut work = self.take_commands();
+        work += self.take_returns();
+        if now.saturating_sub(self.doorbells_seen) >= DOORBELL_INTERVAL {
+            self.doorbells_seen = now;
+            work += self.sessions.collect_doorbells(&self.bell, now);
+            self.sessions.retire_idle(now.saturating_sub(QUEUE_IDLE));
+            // Here too: during a drain nothing is taken, but rings can break.
+            self.fault_marked();
+        }
+        work += self.take_submissions(now);
+        work + self.schedule()
+    }
+
+    // ---- stage 2: take and validate
+
+    fn take_submissions(&mut self, now: Nanos) -> u32 {
+        let queues = self.sessions.polled();
+        if self.draining || queues == 0 {
+            return 0;
+        }
+        self.first = (self.first + 1) % queues;
+        let mut taken = 0;
+        for n in 0..queues {
+            let slot = self.sessions.polled_at((self.first + n) % queues);
+            match self.take_from(slot, now) {
+                Ok(n) => taken += n,
+                Err(fault) => self.sessions.mark_fault(slot, fault),
+            }
+        }
+        self.fault_marked();
+        if std::mem::take(&mut self.posted)
+            && let Some(poller) = &self.poller
+        {
+            poller.ring(false);
+        }
+        taken
+    }
+
+    fn take_from(&mut self, slot: u32, now: Nanos) -> Result<u32, RingFault> {
+        let records = fair_share(self.free.len(), self.sessions.held(slot));
+        let (queue, _) = self.sessions.queue_and_rights(slot);
+        let available = queue.sq.available()?;
+        queue.waits_for_records = available > 0 && records == 0;
+        let wanted = available.min(records).min(TAKE_BATCH);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        queue.busy_at = now;
+        let mut taken = 0;
+        let mut outcome = Ok(());
+        while taken < wanted && outcome.is_ok() {
+            outcome = self.admit(slot, now);
+            taken += u32::from(outcome.is_ok());
+        }
+        self.sessions.accepted(slot, taken);
+        // The SQEs have their records: only now may the client reuse their slots.
+        let (queue, _) = self.sessions.queue_and_rights(slot);
+        self.journal.set_sq_head(slot, queue.sq.head());
+        queue.sq.publish();
+        outcome.map(|()| taken)
+    }
+
+    /// Takes one SQE that is known to be there, into a record that is known to be free.
+    fn admit(&mut self, slot: u32, now: Nanos) -> Result<(), RingFault> {
+        let (queue, rights) = self.sessions.queue_and_rights(slot);
+        queue.credit.reserve()?;
+        let sq_index = queue.sq.head();
+        let (Some(sqe), Some(record)) = (queue.sq.take(), self.free.pop()) else {
+            unreachable!("take_from() counted SQEs and records")
+        };
+        self.sequence += 1;
+        let origin = Origin { session: queue.session_id, cell: slot, sq_index, sequence: self.sequence };
+        self.journal.accept(record, &sqe, &origin);
+        let checked = rights.check(&sqe);
+        let Checked { class, length, block } = checked.unwrap_or(REFUSED);
+        let request = &self.shared.requests[record as usize];
+        request.accept(&Accepted { queue: slot, class, user_data: sqe.user_data, length, block, at: now });
+        for classes in [&self.shared.classes, &queue.shared.classes] {
+            classes[class.index()].submitter.accepted.add(1);
+        }
+        let Err(errno) = checked else {
+            self.classes.push_back(class, slot, record);
+            return Ok(());
+        };
+        request.issue();
+        for classes in [&self.shared.classes, &queue.shared.classes] {
+            classes[class.index()].submitter.issued.add(1);
+        }
+        self.shared.refused.add(1);
+        if self.link.posts.push(Post { record, result: -errno }).is_err() {
+            unreachable!("the post ring has room for every record");
+        }
+        self.posted = true;
+        Ok(())
+    }
+
+    // ---- stages 4 to 6: schedule and submit
+
+    fn schedule(&mut self) -> u32 {
+        let mut submitted = 0;
+        while let Some(slot) = if self.classes.is_empty() { None } else { self.driver.reserve() } {
+            let Some(class) = self.scheduler.next(self.classes.backlog()) else {
+                self.driver.cancel_reserved(slot);
+                break;
+            };
+            let Some((queue, record)) = self.classes.pop(class) else {
+                unreachable!("the backlog said {class:?}")
+            };
+            let op = self.op(queue, record);
+            if let Err(slot) = self.submit(slot, record, &op) {
+                self.driver.cancel_reserved(slot);
+                self.classes.push_front(class, queue, record);
+                break;
+            }
+            if self.shared.requests[record as usize].issue() {
+                for classes in [&self.shared.classes, &self.sessions.queue(queue).shared.classes] {
+                    classes[class.index()].submitter.issued.add(1);
+                }
+            }
+            submitted += 1;
+        }
+        if self.driver.staged() > 0 {
+            self.commit();
+        }
+        submitted
+    }
+
+    /// Hands one op to the driver; a full batch is committed once to make room.
+    fn submit(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
+        match self.driver.submit(slot, record, op) {
+            Ok(_) => Ok(()),
+            Err(slot) => {
+                self.commit();
+                self.driver.submit(slot, record, op).map(|_| ())
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        self.shared.batches.add(1);
+        if let Err(error) = self.driver.commit() {
+            // The batch stays staged and is committed again in the next turn.
+            tracing::error!(%error, staged = self.driver.staged(), "the kernel did not take a batch; it is tried again");
+        }
+    }
+
+    /// What the driver is to do for a record: all of it, or what a short transfer left.
+    fn op(&self, queue: u32, record: u32) -> Op {
+        let sqe = self.journal.sqe(record);
+        let request = &self.shared.requests[record as usize];
+        let rights = self.sessions.rights(queue);
+        let done = request.done();
+        let kind = Opcode::try_from(sqe.op).ok().and_then(op_kind).unwrap_or(OpKind::Nop);
+        let mut op = Op {
+            kind,
+            file: FileIndex(0),
+            region: RegionIndex(0),
+            region_offset: 0,
+            length: 0,
+            offset: 0,
+            fua: false,
+        };
+        if kind == OpKind::Nop {
+            return op;
+        }
+        // Checked at stage 2; rights do not change while requests of the session are accepted.
+        let Ok(volume) = rights.volume(sqe.volume) else { unreachable!("checked volume {}", sqe.volume) };
+        op.file = volume.file;
+        if kind == OpKind::Flush {
+            return op;
+        }
+        let Ok(region) = rights.region(sqe.region) else { unreachable!("checked region {}", sqe.region) };
+        op.region = region.index;
+        op.region_offset = sqe.region_offset + u64::from(done);
+        op.length = request.length() - done;
+        op.offset = sqe.offset + u64::from(done);
+        op.fua = sqe.flags & sqe_flags::FUA != 0;
+        op
+    }
+
+    // ---- what comes back
+
+    fn take_returns(&mut self) -> u32 {
+        let mut taken = 0;
+        while let Ok(message) = self.link.returns.pop() {
+            taken += 1;
+            match message {
+                Return::Finished { record, tag } => {
+                    if let Some(tag) = tag {
+                        self.driver.release(tag);
+                    }
+                    self.settle(record);
+                }
+                Return::Again { record, tag } => {
+                    self.driver.release(tag);
+                    self.issue_again(record);
+                }
+                Return::Faulted { queue, fault } => {
+                    self.sessions.mark_fault(queue, fault);
+                    self.fault_marked();
+                }
+            }
+        }
+        taken
+    }
+
+    fn issue_again(&mut self, record: u32) {
+        let request = &self.shared.requests[record as usize];
+        let queue = request.queue();
+        if self.sessions.is_closing(queue) {
+            self.abandon(record);
+            return self.settle(record);
+        }
+        self.shared.resubmitted.add(1);
+        request.set_stage(Stage::Queued);
+        self.classes.push_front(request.class(), queue, record);
+    }
+
+    /// Nobody waits for the answer any more: the session has ended.
+    fn abandon(&self, record: u32) {
+        let request = &self.shared.requests[record as usize];
+        for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
+            let counters = &classes[request.class().index()].submitter;
+            if request.was_issued() { counters.dropped.add(1) } else { counters.abandoned.add(1) }
+        }
+        self.journal.free(record);
+        request.set_stage(Stage::Free);
+    }
+
+    /// A record is free.
+    fn settle(&mut self, record: u32) {
+        let queue = self.shared.requests[record as usize].queue();
+        self.free.push(record);
+        if let Some(ended) = self.sessions.settle(queue) {
+            self.end(ended);
+        }
+        self.report_drained();
+    }
+
+    // ---- sessions
+
+    fn fault_marked(&mut self) {
+        while let Some(fault) = self.sessions.fault_next() {
+            self.shared.sessions_faulted.add(1);
+            (fault.on_fault)(fault.text);
+        }
+    }
+
+    fn take_commands(&mut self) -> u32 {
+        let mut taken = 0;
+        while let Some(command) = self.inbox.take() {
+            taken += 1;
+            match command {
+                Command::AddVolume { target, reply } => {
+                    reply(self.sessions.add_volume(&mut self.driver, target));
+                }
+                Command::OpenSession { spec, shared, reply } => {
+                    let opened =
+                        self.sessions.open(&mut self.driver, *spec, shared, &self.journal, &self.link);
+                    if let Ok(slots) = &opened {
+                        slots.iter().for_each(|slot| self.classes.add_queue(*slot));
+                    }
+                    reply(opened.map(|_| ()));
+                }
+                Command::CloseSession { session_id, done } => self.close_session(session_id, done),
+                Command::Drain { done } => {
+                    self.draining = true;
+                    self.drained = Some(done);
+                    self.report_drained();
+                }
+                Command::Describe { reply } => reply(self.driver.info()),
+                Command::Stop => self.stopped = true,
+            }
+        }
+        taken
+    }
+
+    fn close_session(&mut self, session_id: u64, done: Box<dyn FnOnce() + Send>) {
+        let Some(slots) = self.sessions.begin_close(session_id, done) else { return };
+        // Should nothing be waiting or in flight, no settle() will end the session.
+        if let Some(ended) = self.sessions.ended_by_id(session_id) {
+            return self.end(ended);
+        }
+        for slot in slots {
+            while let Some((_, record)) = self.classes.pop_of_queue(slot) {
+                self.abandon(record);
+                self.settle(record);
+                if !self.sessions.is_open(session_id) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Nothing of the session is in flight: take it apart.
+    fn end(&mut self, ended: Ended) {
+        for slot in &ended.slots {
+            self.journal.close_cell(*slot);
+        }
+        self.sessions.dismantle(&mut self.driver, ended, &self.link);
+        if let Some(poller) = &self.poller {
+            poller.ring(true);
+        }
+    }
+
+    fn report_drained(&mut self) {
+        if self.draining
+            && self.sessions.outstanding() == 0
+            && let Some(done) = self.drained.take()
+        {
+            done();
+        }
+    }
+
+    // ---- sleep
+
+    /// Sleeps until there is something to do. Call when [`Self::turn`] (and the reaper, where the Submitter reaps) found
+    /// nothing. `reaper_has_work` is asked after the announcement.
+    ///
+    /// # Errors
+    /// The driver can not wait: a broken ring or descriptor.
+    pub fn sleep(&mut self, reaper_has_work: impl FnOnce() -> bool) -> io::Result<()> {
+        if !self.draining && !self.sessions.all_asleep() {
+            self.fault_marked();
+            return Ok(());
+        }
+        let idle = self.classes.is_empty() && !self.sessions.waits_for_returns() && !self.draining;
+        self.bell.announce(if idle { WaitsFor::Urgent } else { WaitsFor::Anything });
+        if !self.inbox.is_empty() || !self.link.returns.is_empty() || reaper_has_work() {
+            self.bell.retract();
+            return Ok(());
+        }
+        self.shared.submitter_sleeps.add(1);
+        let outcome = self.driver.sleep(self.sessions.epoll().as_fd(), Some(SLEEP_MAX));
+        self.bell.retract();
+        let now = clock::now();
+        self.doorbells_seen = now;
+        self.sessions.collect_doorbells(&self.bell, now);
+        outcome
+    }
+}
+
+/// Records that a session with `held` of them may take while `free` are free: as long as it holds fewer than are free.
+///
+/// So one session alone has half of all records, `n` of them that want all have `1 / (n + 1)` each, and the rest stays for
+/// who comes next. When none is left, those that come back go to the sessions that hold none.
+fn fair_share(free: usize, held: u32) -> u32 {
+    u32::try_from(free).unwrap_or(u32::MAX).saturating_sub(held).div_ceil(2)
+}

@@ -1,0 +1,504 @@
+//! The sessions and queues of one engine, as its Submitter sees them.
+//!
+//! Queues are found by activity: only those in `polled` are looked at each turn. A queue that was idle for a while is put
+//! to sleep (its `daemon_sleep` word is odd) and comes back when its session's doorbell rings.
+
+use std::{
+    collections::HashMap,
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use ferrio_driver::{RegionIndex, SubmitHalf, Target};
+use ferrio_shm::{
+    abi::SessionState as HeaderState,
+    doorbell::{DoorbellRx, Drained},
+    mapping::{MappedQueue, Region, SessionHeader},
+    ring::{CqCredit, CqProducer, RingFault, SqConsumer},
+};
+use rustix::event::{Timespec, epoll};
+use slab::Slab;
+
+use crate::{
+    bell::Bell,
+    clock::Nanos,
+    completion::{CqCommand, CqSide, SubmitterLink},
+    config::EngineError,
+    journal::Journal,
+    session::{GrantedRegion, GrantedVolume, Rights, SessionSpec, VolumeId},
+    stats::QueueShared,
+};
+
+/// Epoll data of the Submitter's bell; session keys are small.
+const BELL: u64 = u64::MAX;
+/// Doorbells collected per call.
+const EVENTS: usize = 64;
+
+/// A session queue.
+pub(crate) struct Queue {
+    pub(crate) session_id: u64,
+    pub(crate) sq: SqConsumer<MappedQueue>,
+    pub(crate) credit: CqCredit<MappedQueue>,
+    pub(crate) shared: Arc<QueueShared>,
+    pub(crate) busy_at: Nanos,
+    /// SQEs stay in the ring because its session may have no more of the engine's records for now.
+    pub(crate) waits_for_records: bool,
+    session: usize,
+    polled: bool,
+}
+
+struct Session {
+    id: u64,
+    rights: Rights,
+    slots: Vec<u32>,
+    /// Records in use.
+    outstanding: u32,
+    doorbell: Option<DoorbellRx>,
+    header: SessionHeader,
+    on_fault: Option<Box<dyn FnOnce(String) + Send>>,
+    closing: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// A fault to report.
+pub(crate) struct Fault {
+    pub(crate) text: String,
+    pub(crate) on_fault: Box<dyn FnOnce(String) + Send>,
+}
+
+/// A session that can be taken apart.
+pub(crate) struct Ended {
+    key: usize,
+    pub(crate) slots: Vec<u32>,
+}
+
+/// See the module.
+pub(crate) struct Sessions {
+    name: String,
+    sessions: Slab<Session>,
+    queues: Slab<Queue>,
+    by_id: HashMap<u64, usize>,
+    volumes: Vec<GrantedVolume>,
+    polled: Vec<u32>,
+    marked: Vec<(u32, RingFault)>,
+    epoll: OwnedFd,
+    sessions_max: u32,
+    queues_max: u32,
+    outstanding: u64,
+    closing: u32,
+}
+
+impl Sessions {
+    /// `bell` is the Submitter's: it wakes the epoll too.
+    pub fn new(name: String, bell: &Bell, sessions_max: u32, queues_max: u32) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        Ok(Self {
+            name,
+            sessions: Slab::new(),
+            queues: Slab::new(),
+            by_id: HashMap::new(),
+            volumes: Vec::new(),
+            polled: Vec::with_capacity(queues_max as usize),
+            marked: Vec::with_capacity(16),
+            epoll,
+            sessions_max,
+            queues_max,
+            outstanding: 0,
+            closing: 0,
+        })
+    }
+
+    /// What becomes readable when a sleeping queue rings or a command comes.
+    pub fn epoll(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
+    /// Requests accepted and not settled.
+    pub fn outstanding(&self) -> u64 {
+        self.outstanding
+    }
+
+    /// Registers a volume with the driver.
+    pub fn add_volume(
+        &mut self,
+        driver: &mut impl SubmitHalf,
+        target: Arc<Target>,
+    ) -> Result<VolumeId, EngineError> {
+        let volume = GrantedVolume {
+            size: target.size_bytes(),
+            block: target.block_bytes(),
+            memory_align: target.memory_align_bytes(),
+            writable: !target.read_only(),
+            file: driver
+                .register_file(target)
+                .map_err(|source| EngineError::Driver { engine: self.name.clone(), source })?,
+        };
+        self.volumes.push(volume);
+        Ok(VolumeId(self.volumes.len() as u32 - 1))
+    }
+
+    // ---- open
+
+    /// Takes a session in. Returns the slots of its queues.
+    pub fn open(
+        &mut self,
+        driver: &mut impl SubmitHalf,
+        spec: SessionSpec,
+        shared: Vec<Arc<QueueShared>>,
+        journal: &Journal,
+        link: &SubmitterLink,
+    ) -> Result<Vec<u32>, EngineError> {
+        self.check_limits(&spec)?;
+        let bad = |what| EngineError::Spec { session: spec.session_id, what };
+        let mut ends = Vec::with_capacity(spec.queues.len());
+        for attach in &spec.queues {
+            let layout =
+                spec.layout.queues.get(attach.index as usize).ok_or(bad("queue index beyond its layout"))?;
+            ends.push(
+                MappedQueue::new(Arc::clone(&spec.memory), layout).ok_or(bad("queue beyond its memory"))?,
+            );
+        }
+        let header =
+            SessionHeader::new(Arc::clone(&spec.memory)).ok_or(bad("memory without room for the header"))?;
+        let rights = self.rights_of(driver, &spec)?;
+        let entry = self.sessions.vacant_entry();
+        let key = entry.key();
+        let data = epoll::EventData::new_u64(key as u64);
+        epoll::add(&self.epoll, spec.doorbell.as_fd(), data, epoll::EventFlags::IN).map_err(|errno| {
+            EngineError::System {
+                engine: self.name.clone(),
+                what: "watching a doorbell",
+                source: errno.into(),
+            }
+        })?;
+        let mut slots = Vec::with_capacity(ends.len());
+        for ((memory, attach), shared) in ends.into_iter().zip(spec.queues).zip(shared) {
+            let cq = CqProducer::new(memory.clone());
+            let credit = CqCredit::new(memory.clone(), &cq);
+            let side = CqSide {
+                cq,
+                doorbell: attach.cq_doorbell,
+                shared: Arc::clone(&shared),
+                touched: false,
+                faulted: false,
+            };
+            let slot = self.queues.insert(Queue {
+                session_id: spec.session_id,
+                sq: SqConsumer::new(memory),
+                credit,
+                shared,
+                busy_at: 0,
+                waits_for_records: false,
+                session: key,
+                polled: true, // until it is found idle
+            }) as u32;
+            self.polled.push(slot);
+            self.queues[slot as usize].shared.slot.store(slot, Relaxed);
+            journal.open_cell(slot, spec.session_id, attach.index);
+            link.command(CqCommand::Open(slot, Box::new(side)));
+            slots.push(slot);
+        }
+        entry.insert(Session {
+            id: spec.session_id,
+            rights,
+            slots: slots.clone(),
+            outstanding: 0,
+            doorbell: Some(spec.doorbell),
+            header,
+            on_fault: Some(spec.on_fault),
+            closing: None,
+        });
+        self.by_id.insert(spec.session_id, key);
+        Ok(slots)
+    }
+
+    fn check_limits(&self, spec: &SessionSpec) -> Result<(), EngineError> {
+        let limit = |what, limit, key| EngineError::Limit { engine: self.name.clone(), what, limit, key };
+        if self.sessions.len() >= self.sessions_max as usize {
+            return Err(limit("session", self.sessions_max, "limits.sessions_max"));
+        }
+        if self.queues.len() + spec.queues.len() > self.queues_max as usize {
+            return Err(limit("queue", self.queues_max, "limits.queues_max"));
+        }
+        if self.by_id.contains_key(&spec.session_id) {
+            return Err(EngineError::Spec { session: spec.session_id, what: "session id is in use" });
+        }
+        Ok(())
+    }
+
+    fn rights_of(&self, driver: &mut impl SubmitHalf, spec: &SessionSpec) -> Result<Rights, EngineError> {
+        let bad = |what| EngineError::Spec { session: spec.session_id, what };
+        let mut volumes = Vec::with_capacity(spec.grants.len());
+        for grant in &spec.grants {
+            let Some(grant) = grant else {
+                volumes.push(None);
+                continue;
+            };
+            let volume =
+                self.volumes.get(grant.volume.0 as usize).ok_or(bad("grant of an unknown volume"))?;
+            volumes.push(Some(GrantedVolume { writable: volume.writable && grant.writable, ..*volume }));
+        }
+        let bytes = spec.layout.arena_bytes;
+        let mut regions = Vec::new();
+        if bytes > 0 {
+            let region = Region::new(Arc::clone(&spec.memory), spec.layout.arena_offset, bytes)
+                .ok_or(bad("arena beyond its memory"))?;
+            let index = driver
+                .register_region(region)
+                .map_err(|source| EngineError::Driver { engine: self.name.clone(), source })?;
+            regions.push(Some(GrantedRegion { index, bytes }));
+        }
+        Ok(Rights { volumes, regions })
+    }
+
+    // ---- polled queues
+
+    /// How many queues are polled.
+    pub fn polled(&self) -> usize {
+        self.polled.len()
+    }
+
+    /// Slot of a polled queue.
+    pub fn polled_at(&self, position: usize) -> u32 {
+        self.polled[position]
+    }
+
+    /// A queue, and what its session may name.
+    pub fn queue_and_rights(&mut self, slot: u32) -> (&mut Queue, &Rights) {
+        let queue = &mut self.queues[slot as usize];
+        let rights = &self.sessions[queue.session].rights;
+        (queue, rights)
+    }
+
+    /// A queue.
+    pub fn queue(&self, slot: u32) -> &Queue {
+        &self.queues[slot as usize]
+    }
+
+    /// What its session may name.
+    pub fn rights(&self, slot: u32) -> &Rights {
+        &self.sessions[self.queues[slot as usize].session].rights
+    }
+
+    /// Records in use by the session of a queue.
+    pub fn held(&self, slot: u32) -> u32 {
+        self.sessions[self.queues[slot as usize].session].outstanding
+    }
+
+    /// Requests were taken from a queue.
+    pub fn accepted(&mut self, slot: u32, requests: u32) {
+        self.sessions[self.queues[slot as usize].session].outstanding += requests;
+        self.outstanding += u64::from(requests);
+    }
+
+    /// Looks which doorbells rang, without sleeping, and polls the queues behind them. Returns how many rang.
+    pub fn collect_doorbells(&mut self, bell: &Bell, now: Nanos) -> u32 {
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; EVENTS];
+        let Ok((rung, _)) = epoll::wait(&self.epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+        else {
+            return 0; // EINTR: it is readable still
+        };
+        let mut count = 0;
+        for event in rung {
+            let data = event.data.u64();
+            if data == BELL {
+                bell.drain();
+                continue;
+            }
+            count += 1;
+            self.rang(data as usize, now);
+        }
+        count
+    }
+
+    fn rang(&mut self, key: usize, now: Nanos) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        match session.doorbell.as_ref().map(DoorbellRx::drain) {
+            Some(Ok(Drained::Rang | Drained::Empty)) | None => {}
+            // It can not be read: it would stay readable for ever, so it must go.
+            Some(Ok(Drained::Closed) | Err(_)) => drop_doorbell(&self.epoll, session),
+        }
+        if session.on_fault.is_none() || session.closing.is_some() {
+            return;
+        }
+        for slot in &session.slots {
+            let queue = &mut self.queues[*slot as usize];
+            if !queue.polled {
+                queue.sq.wake();
+                queue.polled = true;
+                queue.busy_at = now;
+                self.polled.push(*slot);
+            }
+        }
+    }
+
+    /// Puts queues to sleep that were last busy before `before`.
+    pub fn retire_idle(&mut self, before: Nanos) {
+        let mut position = 0;
+        while position < self.polled.len() {
+            let slot = self.polled[position];
+            let queue = &mut self.queues[slot as usize];
+            if queue.busy_at >= before || queue.waits_for_records {
+                position += 1;
+                continue;
+            }
+            match queue.sq.prepare_sleep() {
+                Ok(true) => self.unpoll(position),
+                Ok(false) => position += 1,
+                Err(fault) => {
+                    self.marked.push((slot, fault));
+                    position += 1;
+                }
+            }
+        }
+    }
+
+    /// Puts every queue to sleep, before the Submitter itself sleeps. False if one of them has something after all.
+    pub fn all_asleep(&mut self) -> bool {
+        let mut position = 0;
+        while position < self.polled.len() {
+            let slot = self.polled[position];
+            let queue = &mut self.queues[slot as usize];
+            if queue.waits_for_records {
+                // Records come back as returns, which wake the Submitter.
+                position += 1;
+                continue;
+            }
+            match queue.sq.prepare_sleep() {
+                Ok(true) => self.unpoll(position),
+                Ok(false) => return false,
+                Err(fault) => {
+                    self.marked.push((slot, fault));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// A returning record lets someone go on.
+    pub fn waits_for_returns(&self) -> bool {
+        self.closing > 0 || !self.polled.is_empty()
+    }
+
+    fn unpoll(&mut self, position: usize) {
+        let slot = self.polled.swap_remove(position);
+        self.queues[slot as usize].polled = false;
+    }
+
+    fn unpoll_session(&mut self, key: usize) {
+        let queues = &mut self.queues;
+        self.polled.retain(|slot| {
+            let keep = queues[*slot as usize].session != key;
+            queues[*slot as usize].polled = keep;
+            keep
+        });
+    }
+
+    // ---- faults
+
+    /// A ring broke the protocol; [`Self::fault_next`] reports it.
+    pub fn mark_fault(&mut self, slot: u32, fault: RingFault) {
+        self.marked.push((slot, fault));
+    }
+
+    /// Stops taking from the next session with a broken ring. Its accepted requests are answered as usual.
+    pub fn fault_next(&mut self) -> Option<Fault> {
+        while let Some((slot, fault)) = self.marked.pop() {
+            let queue = &self.queues[slot as usize];
+            let (key, index) = (queue.session, queue.shared.queue);
+            let session = &mut self.sessions[key];
+            let Some(on_fault) = session.on_fault.take() else { continue };
+            session.header.set_state(HeaderState::Faulted);
+            drop_doorbell(&self.epoll, session);
+            self.unpoll_session(key);
+            return Some(Fault { text: format!("queue {index}: {fault}"), on_fault });
+        }
+        None
+    }
+
+    // ---- end
+
+    /// Takes nothing more from a session. Returns its slots, whose waiting requests the caller drops; `done` is called at
+    /// once if there is no such session.
+    pub fn begin_close(&mut self, session_id: u64, done: Box<dyn FnOnce() + Send>) -> Option<Vec<u32>> {
+        let Some(key) = self.by_id.get(&session_id).copied() else {
+            done();
+            return None;
+        };
+        let session = &mut self.sessions[key];
+        if session.closing.replace(done).is_none() {
+            self.closing += 1;
+        }
+        drop_doorbell(&self.epoll, session);
+        let slots = session.slots.clone();
+        self.unpoll_session(key);
+        Some(slots)
+    }
+
+    /// There is such a session, perhaps closing.
+    pub fn is_open(&self, session_id: u64) -> bool {
+        self.by_id.contains_key(&session_id)
+    }
+
+    /// The session of this queue is closing.
+    pub fn is_closing(&self, slot: u32) -> bool {
+        self.sessions[self.queues[slot as usize].session].closing.is_some()
+    }
+
+    /// A record of this queue is free again. The session, if that was the last thing it waited for.
+    pub fn settle(&mut self, slot: u32) -> Option<Ended> {
+        self.outstanding -= 1;
+        let key = self.queues[slot as usize].session;
+        self.sessions[key].outstanding -= 1;
+        self.ended(key)
+    }
+
+    /// A closing session with nothing in flight.
+    pub fn ended_by_id(&self, session_id: u64) -> Option<Ended> {
+        self.ended(*self.by_id.get(&session_id)?)
+    }
+
+    fn ended(&self, key: usize) -> Option<Ended> {
+        let session = &self.sessions[key];
+        (session.closing.is_some() && session.outstanding == 0)
+            .then(|| Ended { key, slots: session.slots.clone() })
+    }
+
+    /// Frees everything of a session. Its client's end of the queues goes with the reaper's copy, which calls `done`.
+    pub fn dismantle(&mut self, driver: &mut impl SubmitHalf, ended: Ended, link: &SubmitterLink) {
+        let session = self.sessions.remove(ended.key);
+        self.by_id.remove(&session.id);
+        self.closing -= 1;
+        self.marked.retain(|(slot, _)| !ended.slots.contains(slot));
+        for slot in &ended.slots {
+            let queue = self.queues.remove(*slot as usize);
+            queue.shared.slot.store(u32::MAX, Relaxed);
+        }
+        for region in session.rights.regions.iter().flatten() {
+            unregister(driver, session.id, region.index);
+        }
+        let done = session.closing.unwrap_or_else(|| Box::new(|| ()));
+        link.command(CqCommand::Close(ended.slots, done));
+    }
+}
+
+fn unregister(driver: &mut impl SubmitHalf, session: u64, region: RegionIndex) {
+    if let Err(busy) = driver.unregister_region(region) {
+        // The driver keeps the memory mapped: nothing is corrupted, but it is lost until the daemon restarts.
+        tracing::error!(
+            session,
+            ?busy,
+            "the memory of an ended session is still in use and is not freed: a bug"
+        );
+    }
+}
+
+fn drop_doorbell(epoll: &OwnedFd, session: &mut Session) {
+    if let Some(doorbell) = session.doorbell.take() {
+        // Closing the last descriptor would remove it too; deleting first does not depend on that.
+        let _ = epoll::delete(epoll, doorbell.as_fd());
+    }
+}

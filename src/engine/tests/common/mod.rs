@@ -1,0 +1,188 @@
+//! An engine driven by its turns, and a client made of the bare ring ends: no threads, no daemon.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
+use ferrio_driver::{Driver, OpenOptions, Target, select::BackendChoice};
+use ferrio_engine::{
+    EngineConfig, Grant, QueueAttach, SessionSpec, Threads, VolumeId,
+    clock::{self, Nanos},
+    engine::Threaded,
+    inject::Command,
+    stats::{self, EngineSnapshot, QueueShared},
+};
+use ferrio_shm::{
+    doorbell::{DoorbellRx, DoorbellTx, doorbell_to_client, doorbell_to_daemon},
+    entry::{Cqe, Sqe},
+    layout::{QueueSpec, SessionLayout},
+    mapping::{MappedQueue, Mapping, SessionHeader, create_memfd},
+    ring::{CqConsumer, SqProducer},
+};
+
+pub const BLOCK: u64 = 4096;
+pub const VOLUME_BYTES: u64 = 1 << 20;
+pub const ARENA_BYTES: u64 = 1 << 20;
+
+/// Engine under test.
+pub struct Rig<D: Driver> {
+    pub parts: Threaded<D>,
+    pub dir: tempfile::TempDir,
+    pub queues: Vec<Arc<QueueShared>>,
+    /// What a turn is told about the time.
+    pub clock: fn() -> Nanos,
+    next_session: u64,
+}
+
+/// Client side of one queue of one session.
+pub struct Client {
+    pub id: u64,
+    pub memory: Arc<Mapping>,
+    pub layout: SessionLayout,
+    pub sq: SqProducer<MappedQueue>,
+    pub cq: CqConsumer<MappedQueue>,
+    pub to_daemon: Option<DoorbellTx>,
+    pub from_daemon: DoorbellRx,
+    pub fault: Arc<Mutex<Option<String>>>,
+}
+
+impl<D: Driver> Rig<D> {
+    pub fn new(depth: u32, requests_max: u32) -> Self {
+        // A directory of a disk file system, so that O_DIRECT and short files behave as in life. Examples are not given one.
+        let parent = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let dir = tempfile::tempdir_in(parent).unwrap();
+        let config = EngineConfig {
+            name: "test".into(),
+            backend: BackendChoice::Auto,
+            depth,
+            requests_max,
+            queues_max: 16,
+            sessions_max: 8,
+            threads: Threads::One,
+            spin_us: 0,
+            budgets: [4, 2, 2],
+            journal: dir.path().join("journal"),
+            epoch: 1,
+        };
+        let parts = Threaded::<D>::new(&config).unwrap();
+        Self { parts, dir, queues: Vec::new(), clock: clock::now, next_session: 1 }
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn file_target(&self, name: &str) -> Arc<Target> {
+        let path = self.file(name);
+        std::fs::write(&path, vec![0xa5; usize::try_from(VOLUME_BYTES).unwrap()]).unwrap();
+        Arc::new(Target::open(&path, &OpenOptions { read_only: false, create_bytes: None }).unwrap())
+    }
+
+    pub fn add_volume(&mut self, target: Arc<Target>) -> VolumeId {
+        let (sender, receiver) = mpsc::channel();
+        let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
+        self.command(Command::AddVolume { target, reply });
+        receiver.try_recv().unwrap().unwrap()
+    }
+
+    pub fn open(&mut self, volume: VolumeId, entries: u32) -> Client {
+        let layout =
+            SessionLayout::new(&[QueueSpec { sq_entries: entries, cq_entries: entries }], ARENA_BYTES)
+                .unwrap();
+        let memfd = create_memfd("test", layout.memory_bytes).unwrap();
+        let bytes = usize::try_from(layout.memory_bytes).unwrap();
+        let daemon = Arc::new(Mapping::new(memfd.as_fd(), bytes).unwrap());
+        let memory = Arc::new(Mapping::new(memfd.as_fd(), bytes).unwrap());
+        let id = self.next_session;
+        self.next_session += 1;
+        SessionHeader::new(Arc::clone(&daemon)).unwrap().init(id, 1, &layout);
+        let (to_daemon, doorbell_rx) = doorbell_to_daemon().unwrap();
+        let (cq_doorbell, from_daemon) = doorbell_to_client().unwrap();
+        let fault = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&fault);
+        let spec = SessionSpec {
+            session_id: id,
+            memory: daemon,
+            layout: layout.clone(),
+            queues: vec![QueueAttach { index: 0, cq_doorbell }],
+            doorbell: doorbell_rx,
+            grants: vec![Some(Grant { volume, writable: true })],
+            on_fault: Box::new(move |reason| *seen.lock().unwrap() = Some(reason)),
+        };
+        let shared = Arc::new(QueueShared::new(id, 0, entries, entries));
+        self.queues.push(Arc::clone(&shared));
+        let (sender, receiver) = mpsc::channel();
+        let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
+        self.command(Command::OpenSession { spec: Box::new(spec), shared: vec![shared], reply });
+        receiver.try_recv().unwrap().unwrap();
+        let queue = MappedQueue::new(Arc::clone(&memory), &layout.queues[0]).unwrap();
+        Client {
+            id,
+            sq: SqProducer::new(queue.clone()),
+            cq: CqConsumer::new(queue),
+            memory,
+            layout,
+            to_daemon: Some(to_daemon),
+            from_daemon,
+            fault,
+        }
+    }
+
+    pub fn command(&mut self, command: Command) {
+        assert!(self.parts.injector.send(command).is_ok());
+        self.turn();
+    }
+
+    /// One turn of the Submitter and of the reaper.
+    pub fn turn(&mut self) -> u32 {
+        self.parts.submitter.turn((self.clock)()) + self.parts.reaper.turn()
+    }
+
+    /// Turns until `done`, at most ten seconds.
+    pub fn turn_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !done(self) {
+            assert!(Instant::now() < limit, "waited ten seconds for {what}: {:?}", self.snapshot());
+            self.turn();
+        }
+    }
+
+    pub fn snapshot(&self) -> EngineSnapshot {
+        stats::snapshot(&self.parts.shared, &self.queues, clock::now())
+    }
+}
+
+impl Client {
+    pub fn submit(&mut self, sqes: &[Sqe]) {
+        for sqe in sqes {
+            self.sq.push(sqe).expect("room in the SQ");
+        }
+        self.publish();
+    }
+
+    pub fn publish(&mut self) {
+        if self.sq.publish()
+            && let Some(doorbell) = &self.to_daemon
+        {
+            doorbell.ring().unwrap();
+        }
+    }
+
+    pub fn reap(&mut self, into: &mut Vec<Cqe>) {
+        while let Some(cqe) = self.cq.pop().unwrap() {
+            into.push(cqe);
+        }
+        self.cq.release();
+    }
+
+    /// Words of the arena.
+    pub fn arena(&self, offset: u64, bytes: u64) -> &[std::sync::atomic::AtomicU64] {
+        let start = usize::try_from(self.layout.arena_offset + offset).unwrap();
+        self.memory.u64s(start, usize::try_from(bytes / 8).unwrap()).unwrap()
+    }
+}
