@@ -1,0 +1,396 @@
+//! A queue for tokio: futures that submit, and one task that picks up.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+
+use crate::blocking::buffer_of;
+use crate::completion::Completion;
+use crate::error::{Error, IoFailure, SubmitError};
+use crate::session::Inner;
+use crate::waiters::Waiters;
+use crate::{Buffer, Queue, QueueStats, Request, Volume};
+
+/// Reads of the doorbell in one go; one does unless the daemon rings without end.
+const DRAINS_MAX: u32 = 4;
+
+/// A [`Queue`] whose verbs are futures. Clones share it, from any task or thread.
+///
+/// A request that is dropped before it was submitted never happens; dropped after that, it happens, and its buffer goes
+/// back to the arena when it is completed. When all entries are in flight, further requests wait for their turn.
+#[derive(Clone)]
+pub struct AsyncQueue {
+    shared: Arc<Shared>,
+    owners: Arc<Owners>,
+}
+
+struct Shared {
+    inner: Arc<Inner>,
+    state: Mutex<State>,
+    /// One per place in the table of waiters.
+    permits: Semaphore,
+    closing: AtomicBool,
+    close: Notify,
+}
+
+struct State {
+    queue: Queue,
+    waiters: Waiters,
+    /// Kept for its memory.
+    wakers: Vec<Waker>,
+}
+
+/// Dropped with the last clone of the queue.
+struct Owners {
+    shared: Arc<Shared>,
+    reaper: Option<JoinHandle<()>>,
+}
+
+/// How the reaping task goes on.
+enum Next {
+    /// Completions came, more may follow.
+    Busy,
+    /// Nothing came yet for the requests in flight.
+    Waiting,
+    /// Nothing is in flight.
+    Idle,
+    /// The session ended, or the queue has no owner and no request any more.
+    Over,
+}
+
+impl Queue {
+    /// Makes the queue's verbs futures. A task on the current tokio runtime picks the completions up; when the runtime
+    /// ends, so does the queue.
+    ///
+    /// # Errors
+    /// [`Error::NoRuntime`] outside of a runtime, [`Error::InFlight`] while requests are in flight.
+    ///
+    /// # Panics
+    /// When the runtime was built without I/O (`enable_io`).
+    pub fn into_async(self) -> Result<AsyncQueue, Error> {
+        let inner = Arc::clone(self.session());
+        inner.check_fork()?;
+        if self.in_flight() > 0 {
+            return Err(Error::InFlight { queue: self.index(), in_flight: self.in_flight() });
+        }
+        let handle = Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let failed = Error::io("watch the session's descriptors");
+        let (doorbell, lease) = watch(&self, &inner).map_err(failed)?;
+        let places = self.sq_entries();
+        let state =
+            State { queue: self, waiters: Waiters::new(places), wakers: Vec::with_capacity(places as usize) };
+        let shared = Arc::new(Shared {
+            inner,
+            state: Mutex::new(state),
+            permits: Semaphore::new(places as usize),
+            closing: AtomicBool::new(false),
+            close: Notify::new(),
+        });
+        let reaper = handle.spawn(reap(Reaper(Arc::clone(&shared)), doorbell, lease));
+        let owners = Owners { shared: Arc::clone(&shared), reaper: Some(reaper) };
+        Ok(AsyncQueue { owners: Arc::new(owners), shared })
+    }
+}
+
+/// Registers both descriptors with tokio. `AsyncFd` would be the type for any descriptor, but its constructor is unsafe
+/// and this crate has none of that: the doorbell is a Unix stream, and of the lease, a socket of another type than tokio
+/// knows, only the readiness is asked. Both are duplicates, so that other queues can register the same.
+fn watch(queue: &Queue, inner: &Inner) -> std::io::Result<(UnixStream, UnixStream)> {
+    let doorbell = UnixStream::from_std(StdUnixStream::from(queue.doorbell().try_clone_to_owned()?))?;
+    let lease = UnixStream::from_std(StdUnixStream::from(inner.lease.as_fd().try_clone_to_owned()?))?;
+    Ok((doorbell, lease))
+}
+
+impl AsyncQueue {
+    /// Reads the whole buffer from byte `offset` of the volume.
+    ///
+    /// # Errors
+    /// [`IoFailure`] says why and has the buffer, unless the session ended.
+    pub async fn read(&self, volume: &Volume, offset: u64, buffer: Buffer) -> Result<Buffer, IoFailure> {
+        self.execute(Request::read(volume, offset, buffer)).await.map(buffer_of)
+    }
+
+    /// Writes the whole buffer to byte `offset` of the volume.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn write(&self, volume: &Volume, offset: u64, buffer: Buffer) -> Result<Buffer, IoFailure> {
+        self.execute(Request::write(volume, offset, buffer)).await.map(buffer_of)
+    }
+
+    /// Makes the writes that were completed before survive a power loss.
+    pub async fn flush(&self, volume: &Volume) -> Result<(), Error> {
+        self.execute(Request::flush(volume)).await?;
+        Ok(())
+    }
+
+    /// Goes to the daemon and back.
+    pub async fn nop(&self) -> Result<(), Error> {
+        self.execute(Request::nop()).await?;
+        Ok(())
+    }
+
+    /// Submits the request, once there is a place for it, and waits for its completion.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn execute(&self, mut request: Request) -> Result<Completion, IoFailure> {
+        let tag = request.sqe().user_data;
+        let Ok(permit) = self.shared.permits.acquire().await else {
+            return Err(IoFailure::refused(request, self.shared.why_over()));
+        };
+        let place = loop {
+            match self.shared.submit(request) {
+                Ok(place) => break place,
+                Err(SubmitError::Refused(refused)) => {
+                    return Err(IoFailure::refused(refused.request, refused.error));
+                }
+                // There is a permit, so it is the SQ slots that the daemon is about to free.
+                Err(SubmitError::Full(full)) => request = full.tag(tag),
+            }
+            tokio::task::yield_now().await;
+        };
+        // The place gives it back, not this scope.
+        permit.forget();
+        let mut waiting = Waiting { shared: &self.shared, place: Some(place) };
+        match waiting.completion().await {
+            None => Err(IoFailure { error: self.shared.why_over(), buffer: None }),
+            Some(Completion { result: Err(error), buffer, .. }) => {
+                Err(IoFailure { error: error.into(), buffer })
+            }
+            Some(completion) => Ok(Completion { tag, ..completion }),
+        }
+    }
+
+    /// Waits until this was the last owner's last request: nothing is in flight, and the task that picks up has ended.
+    /// Dropping the queue does the same in the background. With other clones left, it only gives up this one.
+    pub async fn close(self) {
+        let AsyncQueue { shared, owners } = self;
+        let reaper = Arc::into_inner(owners).and_then(|mut owners| owners.reaper.take());
+        if let Some(reaper) = reaper {
+            // An error is a task that was cancelled with its runtime: it has ended, too.
+            let _ = reaper.await;
+        }
+        drop(shared);
+    }
+
+    /// Counters. Stray completions, which have no future to report to, are found here.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        self.shared.state().queue.stats()
+    }
+}
+
+/// A request in flight that somebody waits for.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    place: Option<u32>,
+}
+
+impl Waiting<'_> {
+    async fn completion(&mut self) -> Option<Completion> {
+        poll_fn(|context| {
+            let Some(place) = self.place else { return Poll::Ready(None) };
+            let done = self.shared.state().waiters.poll(place, context.waker());
+            if done.is_ready() {
+                self.place = None;
+                self.shared.permits.add_permits(1);
+            }
+            done
+        })
+        .await
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // In a child the lock may be held for ever by a thread that exists in the parent only.
+        let Some(place) = self.place.filter(|_| !self.shared.inner.is_child()) else { return };
+        if self.shared.state().waiters.abandon(place) {
+            self.shared.permits.add_permits(1);
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the reaping task is gone.
+    fn why_over(&self) -> Error {
+        self.inner.lease.end().map_or(Error::NoRuntime, |end| end.clone().into())
+    }
+
+    /// Submits for the holder of a permit and returns the place where the completion will be.
+    fn submit(&self, request: Request) -> Result<u32, SubmitError> {
+        if let Err(error) = self.inner.check_fork() {
+            return Err(SubmitError::refused(request, error));
+        }
+        let mut state = self.state();
+        let State { queue, waiters, .. } = &mut *state;
+        let Some(place) = waiters.join() else { return Err(SubmitError::Full(request)) };
+        match queue.submit(request.tag(place.into())) {
+            Ok(_) => {
+                // Fails only in a forked child, which was ruled out.
+                let _ = queue.commit();
+                Ok(place)
+            }
+            Err(error) => {
+                waiters.leave(place);
+                Err(error)
+            }
+        }
+    }
+
+    /// Brings the completions that are there to their futures.
+    fn deliver(&self) -> Next {
+        let mut state = self.state();
+        let State { queue, waiters, wakers } = &mut *state;
+        let (mut came, mut freed) = (0, 0);
+        let ended = loop {
+            match queue.poll() {
+                Ok(Some(completion)) => {
+                    came += 1;
+                    let place = u32::try_from(completion.tag).unwrap_or(u32::MAX);
+                    freed += usize::from(waiters.finish(place, completion, wakers));
+                }
+                Ok(None) => break false,
+                // Counted by the queue, and there is no future that it belongs to.
+                Err(Error::Protocol(_)) => {}
+                Err(_) => break true,
+            }
+        };
+        let closed = queue.in_flight() == 0 && self.closing.load(Ordering::Acquire);
+        let next = match came {
+            _ if ended || closed => Next::Over,
+            0 if queue.in_flight() == 0 => Next::Idle,
+            0 => Next::Waiting,
+            _ => Next::Busy,
+        };
+        let mut woken = std::mem::take(wakers);
+        drop(state);
+        self.permits.add_permits(freed);
+        woken.drain(..).for_each(Waker::wake);
+        self.state().wakers = woken;
+        next
+    }
+}
+
+impl Drop for Owners {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Release);
+        // A forked child shares the runtime's wake-up descriptor with its parent.
+        if !self.shared.inner.is_child() {
+            self.shared.close.notify_one();
+        }
+    }
+}
+
+/// The reaping task's hold on the queue. Without the task nothing is picked up any more, and whoever waits is told.
+struct Reaper(Arc<Shared>);
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        let mut wakers = Vec::new();
+        self.0.state().waiters.lose_all(&mut wakers);
+        self.0.permits.close();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+async fn reap(reaper: Reaper, doorbell: UnixStream, lease: UnixStream) {
+    let shared = &reaper.0;
+    let mut wait: Option<Wait> = None;
+    loop {
+        match shared.deliver() {
+            Next::Over => return,
+            Next::Busy => {
+                if let Some(wait) = wait.take() {
+                    shared.state().queue.spinner().observe(wait.since.elapsed());
+                }
+                // The futures get their turn, and submit more.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            Next::Waiting => {
+                let wait = wait.get_or_insert_with(|| Wait::new(shared.state().queue.spinner().budget()));
+                if wait.spins() {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                wait.slept = true;
+            }
+            Next::Idle => wait = None,
+        }
+        let asleep = shared.state().queue.prepare_sleep();
+        if asleep {
+            sleep(shared, &doorbell, &lease).await;
+            shared.state().queue.woken();
+        }
+    }
+}
+
+/// One wait for a completion, from the first look that found none.
+struct Wait {
+    since: Instant,
+    spin: Option<Duration>,
+    slept: bool,
+}
+
+impl Wait {
+    fn new(spin: Option<Duration>) -> Self {
+        Wait { since: Instant::now(), spin, slept: false }
+    }
+
+    fn spins(&self) -> bool {
+        !self.slept && self.spin.is_none_or(|spin| self.since.elapsed() < spin)
+    }
+}
+
+/// Sleeps until the daemon rings or speaks, or the last owner leaves.
+async fn sleep(shared: &Shared, doorbell: &UnixStream, lease: &UnixStream) {
+    tokio::select! {
+        _ = doorbell.readable() => {
+            if !drain(doorbell) {
+                shared.inner.end_by_doorbell();
+            }
+        }
+        _ = lease.readable() => {
+            let inner = &shared.inner;
+            // WouldBlock, which ends every round of listening, is what tells tokio to wait for more.
+            let _ = lease.try_io(Interest::READABLE, || inner.listen_all());
+        }
+        () = shared.close.notified() => {}
+    }
+}
+
+/// Takes the rings out; false: nobody is left to ring.
+fn drain(doorbell: &UnixStream) -> bool {
+    let mut rings = [0; 512];
+    for _ in 0..DRAINS_MAX {
+        match doorbell.try_read(&mut rings) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+    true
+}
+
+impl fmt::Debug for AsyncQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncQueue").field("queue", &self.shared.state().queue).finish()
+    }
+}

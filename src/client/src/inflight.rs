@@ -1,0 +1,156 @@
+//! The requests of one queue that have no answer yet, in a table that is allocated once.
+//!
+//! The `user_data` of an SQE is slot and generation. A slot's generation moves on when its request is answered, so a
+//! second completion for it is recognised even after the slot has a new request.
+
+use crate::Buffer;
+use crate::request::Expected;
+
+/// A request in flight, as its completion needs it.
+pub(crate) struct Flight {
+    pub tag: u64,
+    pub expected: Expected,
+    pub buffer: Option<Buffer>,
+}
+
+/// A completion that no request in flight explains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stray {
+    Unknown,
+    Doubled,
+}
+
+struct Slot {
+    generation: u32,
+    flight: Option<Flight>,
+}
+
+pub(crate) struct InFlight {
+    slots: Box<[Slot]>,
+    free: Vec<u32>,
+    /// Slots that [`InFlight::take_any`] has emptied.
+    swept: usize,
+}
+
+impl InFlight {
+    pub(crate) fn new(entries: u32) -> Self {
+        let slots = (0..entries).map(|_| Slot { generation: 1, flight: None }).collect();
+        // Popped from the end: a queue that is used lightly stays in the first, warm slots.
+        InFlight { slots, free: (0..entries).rev().collect(), swept: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Takes a slot and returns the `user_data` for the SQE; a full table gives the flight back.
+    pub(crate) fn insert(&mut self, flight: Flight) -> Result<u64, Flight> {
+        let Some(index) = self.free.pop() else { return Err(flight) };
+        let slot = &mut self.slots[index as usize];
+        slot.flight = Some(flight);
+        Ok(user_data(index, slot.generation))
+    }
+
+    /// Takes the request out that a completion answers.
+    pub(crate) fn take(&mut self, user_data: u64) -> Result<Flight, Stray> {
+        let (index, generation) = (user_data as u32, (user_data >> 32) as u32);
+        let slot = self.slots.get_mut(index as usize).ok_or(Stray::Unknown)?;
+        if slot.generation != generation {
+            return Err(slot.stray(generation));
+        }
+        let flight = slot.flight.take().ok_or(Stray::Unknown)?;
+        slot.retire();
+        self.free.push(index);
+        Ok(flight)
+    }
+
+    /// Takes any request out, for a session that ended and takes no new ones; `None` when there is none left.
+    pub(crate) fn take_any(&mut self) -> Option<(u64, Flight)> {
+        let (slots, swept) = (self.slots.iter().enumerate(), self.swept);
+        let (index, slot) = slots.skip(swept).find(|(_, slot)| slot.flight.is_some())?;
+        let user_data = user_data(index as u32, slot.generation);
+        self.swept = index + 1;
+        self.take(user_data).ok().map(|flight| (user_data, flight))
+    }
+}
+
+fn user_data(index: u32, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(index)
+}
+
+impl Slot {
+    /// 0 is never a generation: a zeroed CQE is not an answer to anything.
+    fn retire(&mut self) {
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+    }
+
+    /// A generation from the past was answered before; one from the future was never given out.
+    fn stray(&self, generation: u32) -> Stray {
+        let age = self.generation.wrapping_sub(generation);
+        if generation != 0 && age < u32::MAX / 2 { Stray::Doubled } else { Stray::Unknown }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flight(tag: u64) -> Flight {
+        Flight { tag, expected: Expected::Anything, buffer: None }
+    }
+
+    #[test]
+    fn full_table_gives_the_flight_back() {
+        let mut table = InFlight::new(2);
+        let first = table.insert(flight(1)).ok().unwrap();
+        table.insert(flight(2)).ok().unwrap();
+        assert_eq!(table.insert(flight(3)).err().unwrap().tag, 3);
+        assert_eq!(table.take(first).unwrap().tag, 1);
+        assert_eq!(table.len(), 1);
+        assert!(table.insert(flight(4)).is_ok());
+    }
+
+    #[test]
+    fn strays_are_told_apart() {
+        let mut table = InFlight::new(4);
+        let first = table.insert(flight(1)).ok().unwrap();
+        assert_eq!(table.take(0).err(), Some(Stray::Unknown), "zeroed CQE");
+        assert_eq!(table.take(1 << 32 | 99).err(), Some(Stray::Unknown), "slot out of range");
+        assert_eq!(table.take(1 << 32 | 3).err(), Some(Stray::Unknown), "free slot, never used");
+        assert_eq!(table.take(7 << 32).err(), Some(Stray::Unknown), "future generation");
+        assert_eq!(table.take(first).unwrap().tag, 1);
+        assert_eq!(table.take(first).err(), Some(Stray::Doubled), "slot free again");
+        let second = table.insert(flight(2)).ok().unwrap();
+        assert_eq!(second as u32, first as u32, "the slot is reused");
+        assert_eq!(table.take(first).err(), Some(Stray::Doubled), "slot in use again");
+        assert_eq!(table.take(second).unwrap().tag, 2);
+    }
+
+    #[test]
+    fn generation_wraps_past_zero() {
+        let mut table = InFlight::new(1);
+        table.slots[0].generation = u32::MAX;
+        let last = table.insert(flight(1)).ok().unwrap();
+        table.take(last).unwrap();
+        let next = table.insert(flight(2)).ok().unwrap();
+        assert_eq!(next >> 32, 1);
+        assert_eq!(table.take(last).err(), Some(Stray::Doubled));
+    }
+
+    #[test]
+    fn take_any_empties_the_table() {
+        let mut table = InFlight::new(8);
+        for tag in 0..5 {
+            table.insert(flight(tag)).ok().unwrap();
+        }
+        let mut tags: Vec<u64> =
+            std::iter::from_fn(|| table.take_any()).map(|(_, flight)| flight.tag).collect();
+        tags.sort_unstable();
+        assert_eq!(tags, [0, 1, 2, 3, 4]);
+        assert_eq!(table.len(), 0);
+    }
+}

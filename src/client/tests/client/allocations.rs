@@ -1,0 +1,61 @@
+//! Nothing is allocated per request.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use ferrio_client::{Request, WaitPolicy};
+
+use crate::peer::{Daemon, Opened};
+
+/// Counts what each thread allocates.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: hands everything to the system's allocator unchanged; counting allocates nothing itself.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promises are those of the system's allocator.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Submit, commit, full, poll and an answer from the daemon's ends, which do not allocate either.
+#[test]
+fn none_in_steady_state() {
+    let daemon = Daemon::start();
+    let Opened { session, mut queue, volume, mut served } = daemon.queue(8, 16, WaitPolicy::Sleep);
+    let mut spare = Vec::with_capacity(16);
+    spare.extend((0..8).map(|_| session.alloc(4096).unwrap()));
+    let mut turn = |count: u64| {
+        for turn in 0..count {
+            while let Some(buffer) = spare.pop() {
+                queue.submit(Request::read(&volume, turn % 256 * 4096, buffer).tag(turn)).unwrap();
+            }
+            assert!(queue.submit(Request::nop()).is_err_and(|error| error.is_full()));
+            queue.commit().unwrap();
+            served.answer_each();
+            while let Some(completion) = queue.wait(None).unwrap() {
+                spare.push(completion.buffer.unwrap());
+            }
+        }
+    };
+    turn(10);
+    let before = ALLOCATIONS.get();
+    turn(10_000);
+    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in 80,000 requests");
+    let before = ALLOCATIONS.get();
+    drop(std::hint::black_box(Box::new(1)));
+    assert_eq!(ALLOCATIONS.get() - before, 1, "the counter counts");
+}

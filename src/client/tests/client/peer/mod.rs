@@ -1,0 +1,199 @@
+//! The daemon's side, held by the test.
+
+mod server;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ferrio_client::{Access, Queue, QueueOptions, Session, SessionBuilder, Volume, WaitPolicy};
+use ferrio_shm::abi::Opcode;
+use ferrio_shm::doorbell::{DoorbellRx, DoorbellTx, Drained};
+use ferrio_shm::entry::{Cqe, Sqe};
+use ferrio_shm::layout::SessionLayout;
+use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
+use ferrio_shm::mapping::{MappedQueue, Mapping, SessionHeader};
+use ferrio_shm::peer::send_message;
+use ferrio_shm::ring::{CqCredit, CqProducer, SqConsumer};
+use rustix::event::{PollFd, PollFlags, poll};
+use tempfile::TempDir;
+
+pub const VOLUME_BYTES: usize = 1 << 20;
+const LONG: Duration = Duration::from_secs(20);
+
+/// Listens on both sockets.
+pub struct Daemon {
+    directory: TempDir,
+    served: Mutex<Receiver<Served>>,
+}
+
+/// The daemon's side of one session.
+pub struct Served {
+    pub header: SessionHeader,
+    pub lease: OwnedFd,
+    pub doorbell: DoorbellRx,
+    pub queues: Vec<ServedQueue>,
+    mapping: Arc<Mapping>,
+    layout: SessionLayout,
+    volume: Vec<u64>,
+}
+
+pub struct ServedQueue {
+    pub sq: SqConsumer<MappedQueue>,
+    pub credit: CqCredit<MappedQueue>,
+    pub cq: CqProducer<MappedQueue>,
+    pub doorbell: DoorbellTx,
+    pub rings: MappedQueue,
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (serve, served) = channel();
+        server::start(directory.path(), serve);
+        Daemon { directory, served: Mutex::new(served) }
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.path().join("control.sock")
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn builder(&self) -> SessionBuilder {
+        Session::builder(self.control()).name("test").volume("data", Access::ReadWrite)
+    }
+
+    pub fn open(&self, builder: SessionBuilder) -> (Session, Served) {
+        let session = builder.open().unwrap();
+        (session, self.next_served())
+    }
+
+    fn next_served(&self) -> Served {
+        self.served.lock().unwrap().recv_timeout(LONG).unwrap()
+    }
+
+    /// A session with one queue of as many SQ and CQ entries.
+    pub fn queue(&self, entries: u32, cq_entries: u32, wait: WaitPolicy) -> Opened {
+        let options = QueueOptions { entries, cq_entries, wait, ..QueueOptions::default() };
+        let (session, served) = self.open(self.builder().queue(options));
+        let (queue, volume) = (session.take_queue(0).unwrap(), session.volume("data").unwrap());
+        Opened { session, queue, volume, served }
+    }
+
+    pub async fn served(&self) -> Served {
+        tokio::task::block_in_place(|| self.next_served())
+    }
+}
+
+pub struct Opened {
+    pub session: Session,
+    pub queue: Queue,
+    pub volume: Volume,
+    pub served: Served,
+}
+
+impl Served {
+    /// Takes what is in the SQ ring of queue 0, without answering.
+    pub fn take(&mut self) -> Vec<Sqe> {
+        let queue = &mut self.queues[0];
+        let mut taken = Vec::new();
+        while queue.sq.available().unwrap() > 0 {
+            taken.extend(queue.sq.take());
+            queue.credit.reserve().unwrap();
+        }
+        queue.sq.publish();
+        taken
+    }
+
+    /// Posts an answer on queue 0, whatever it says, and rings if the client sleeps.
+    pub fn post(&mut self, user_data: u64, result: i32) {
+        let queue = &mut self.queues[0];
+        queue.cq.push(&Cqe { user_data, result, flags: 0 });
+        if queue.cq.publish().unwrap() {
+            queue.doorbell.ring().unwrap();
+        }
+    }
+
+    /// Does what the SQE asks for and answers it.
+    pub fn answer(&mut self, sqe: &Sqe) {
+        let result = self.perform(sqe);
+        self.post(sqe.user_data, result);
+    }
+
+    pub fn answer_all(&mut self) -> usize {
+        let taken = self.take();
+        taken.iter().for_each(|sqe| self.answer(sqe));
+        taken.len()
+    }
+
+    /// The same without a list of what was taken.
+    pub fn answer_each(&mut self) {
+        while self.queues[0].sq.available().unwrap() > 0 {
+            let queue = &mut self.queues[0];
+            let Some(sqe) = queue.sq.take() else { return };
+            queue.credit.reserve().unwrap();
+            queue.sq.publish();
+            self.answer(&sqe);
+        }
+    }
+
+    fn perform(&mut self, sqe: &Sqe) -> i32 {
+        let (words, at) = (sqe.length as usize / 8, sqe.offset as usize / 8);
+        let memory = (self.layout.arena_offset + sqe.region_offset) as usize;
+        match Opcode::try_from(sqe.op) {
+            Ok(Opcode::Nop | Opcode::Flush) => return 0,
+            Ok(Opcode::Read) => {
+                let target = self.mapping.u64s(memory, words).unwrap();
+                for (word, value) in target.iter().zip(&self.volume[at..at + words]) {
+                    word.store(*value, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+            Ok(Opcode::Write) => {
+                let source = self.mapping.u64s(memory, words).unwrap();
+                for (value, word) in self.volume[at..at + words].iter_mut().zip(source) {
+                    *value = word.load(std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+            _ => return -libc::EOPNOTSUPP,
+        }
+        sqe.length as i32
+    }
+
+    pub fn say(&self, event: LeaseEvent) {
+        send_message(self.lease.as_fd(), &LeaseMessage::Event(event).encode(), &[]).unwrap();
+    }
+
+    /// Serves until the client is done, asleep on doorbell and lease whenever there is nothing to do.
+    pub fn run(mut self) {
+        loop {
+            self.answer_all();
+            if self.queues[0].sq.prepare_sleep().unwrap() {
+                let [doorbell, lease] = readable([self.doorbell.as_fd(), self.lease.as_fd()]);
+                if lease || doorbell && self.doorbell.drain().unwrap() == Drained::Closed {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Waits until one of them is readable, and says which are.
+pub fn readable<const N: usize>(fds: [BorrowedFd<'_>; N]) -> [bool; N] {
+    let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    poll(&mut fds, None).unwrap();
+    fds.map(|fd| !fd.revents().is_empty())
+}
+
+/// Waits for something that another thread does, for as long as a test may take.
+pub fn eventually(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LONG, "did not happen within {LONG:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

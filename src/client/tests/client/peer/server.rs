@@ -1,0 +1,187 @@
+//! `Sessions.Open` and the attach socket.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+
+use ferrio_api::v1;
+use ferrio_api::v1::sessions_server::{Sessions, SessionsServer};
+use ferrio_shm::doorbell::{DoorbellTx, doorbell_to_client, doorbell_to_daemon};
+use ferrio_shm::layout::{QueueSpec, SessionLayout};
+use ferrio_shm::lease::{LEASE_MESSAGE_MAX, LeaseMessage};
+use ferrio_shm::mapping::{MappedQueue, Mapping, SessionHeader, create_memfd};
+use ferrio_shm::peer;
+use ferrio_shm::ring::{CqCredit, CqProducer, SqConsumer};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+use super::{Served, ServedQueue, VOLUME_BYTES};
+
+const EPOCH: u64 = 77;
+
+/// A session that is open and waits for its token.
+struct Pending {
+    session_id: u64,
+    layout: SessionLayout,
+    queues: usize,
+}
+
+type Tokens = Arc<Mutex<HashMap<[u8; 32], Pending>>>;
+
+struct Service {
+    attach_socket: PathBuf,
+    tokens: Tokens,
+    last_id: AtomicU64,
+}
+
+pub fn start(directory: &Path, serve: Sender<Served>) {
+    let tokens = Tokens::default();
+    let attach_socket = directory.join("attach.sock");
+    let attach = peer::listen(&attach_socket, 0o600).unwrap();
+    let service = Service { attach_socket, tokens: Arc::clone(&tokens), last_id: AtomicU64::new(0) };
+    std::thread::spawn(move || {
+        loop {
+            super::readable([attach.as_fd()]);
+            if attach_one(peer::accept(&attach).unwrap(), &tokens, &serve).is_none() {
+                return;
+            }
+        }
+    });
+    let control = directory.join("control.sock");
+    let (listening, listens) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::UnixListener::bind(control).unwrap();
+            listening.send(()).unwrap();
+            let server = tonic::transport::Server::builder().add_service(SessionsServer::new(service));
+            server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
+        });
+    });
+    listens.recv().unwrap();
+}
+
+#[tonic::async_trait]
+impl Sessions for Service {
+    async fn open(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        let request = request.into_inner();
+        let mut volumes = Vec::new();
+        for volume in &request.volumes {
+            if volume.name != "data" {
+                return Err(Status::not_found(format!("no volume {:?}; there is: data", volume.name)));
+            }
+            volumes.push(v1::VolumeGrant {
+                name: volume.name.clone(),
+                access: volume.access,
+                size_bytes: VOLUME_BYTES as u64,
+                block_bytes: 512,
+                memory_align_bytes: 512,
+                request_bytes_max: 1 << 20,
+                engine: "main".into(),
+            });
+        }
+        let spec = |queue: &v1::QueueRequest| QueueSpec {
+            sq_entries: queue.sq_entries,
+            cq_entries: if queue.cq_entries == 0 { queue.sq_entries * 2 } else { queue.cq_entries },
+        };
+        let specs: Vec<_> = request.queues.iter().map(spec).collect();
+        let layout = SessionLayout::new(&specs, request.arena_bytes)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let session_id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let token = [session_id as u8; 32];
+        let queue = |queue: &ferrio_shm::layout::QueueLayout| v1::QueueLayout {
+            sq_entries: queue.sq_entries,
+            cq_entries: queue.cq_entries,
+            control_offset: queue.control_offset,
+            sqes_offset: queue.sqes_offset,
+            cqes_offset: queue.cqes_offset,
+            doorbell: 0,
+            engine: "main".into(),
+        };
+        let answer = v1::OpenSessionResponse {
+            session_id,
+            attach_token: token.to_vec(),
+            resume_secret: vec![0; 32],
+            // A name that asks for another ABI than the library speaks gets it.
+            abi: if request.client_name == "abi 9" { 9 } else { request.abi_max },
+            features: 0,
+            memory_bytes: layout.memory_bytes,
+            arena_offset: layout.arena_offset,
+            arena_bytes: layout.arena_bytes,
+            queues: layout.queues.iter().map(queue).collect(),
+            volumes,
+            sqe_bytes: 64,
+            cqe_bytes: 16,
+            // A daemon in another mount namespace names a path that is not there.
+            attach_socket: match request.client_name.as_str() {
+                "container" => "/nowhere/attach.sock".into(),
+                _ => self.attach_socket.to_string_lossy().into_owned(),
+            },
+            doorbells: 1,
+        };
+        let pending = Pending { session_id, layout, queues: specs.len() };
+        if request.client_name != "expired" {
+            self.tokens.lock().unwrap().insert(token, pending);
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn list(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+}
+
+fn attach_one(lease: OwnedFd, tokens: &Tokens, serve: &Sender<Served>) -> Option<()> {
+    let mut bytes = [0; LEASE_MESSAGE_MAX];
+    super::readable([lease.as_fd()]);
+    let length = peer::recv_message(&lease, &mut bytes, &mut Vec::new(), 0).unwrap();
+    let Ok(LeaseMessage::Attach { token }) = LeaseMessage::decode(&bytes[..length]) else {
+        panic!("not an attach message: {:?}", &bytes[..length]);
+    };
+    let Some(pending) = tokens.lock().unwrap().remove(&token) else {
+        let reason = "the token is unknown, used or expired".into();
+        let refused = LeaseMessage::Refused { errno: libc::EACCES, reason };
+        peer::send_message(&lease, &refused.encode(), &[]).unwrap();
+        return Some(());
+    };
+    serve.send(hand_over(lease, pending)).ok()
+}
+
+fn hand_over(lease: OwnedFd, pending: Pending) -> Served {
+    let Pending { session_id, layout, queues } = pending;
+    let memory = create_memfd("test", layout.memory_bytes).unwrap();
+    let mapping = Arc::new(Mapping::new(memory.as_fd(), layout.memory_bytes as usize).unwrap());
+    let header = SessionHeader::new(Arc::clone(&mapping)).unwrap();
+    header.init(session_id, EPOCH, &layout);
+    let (to_daemon, doorbell_rx) = doorbell_to_daemon().unwrap();
+    let (to_client, cq_rx): (Vec<DoorbellTx>, Vec<_>) =
+        (0..queues).map(|_| doorbell_to_client().unwrap()).unzip();
+    let attached = LeaseMessage::Attached {
+        session_id,
+        epoch: EPOCH,
+        memory_bytes: layout.memory_bytes,
+        doorbells: 1,
+        queues: queues as u32,
+    };
+    let mut fds: Vec<BorrowedFd<'_>> = vec![memory.as_fd(), to_daemon.as_fd()];
+    fds.extend(cq_rx.iter().map(AsFd::as_fd));
+    peer::send_message(&lease, &attached.encode(), &fds).unwrap();
+    let served = |(layout, doorbell): (&ferrio_shm::layout::QueueLayout, DoorbellTx)| {
+        let rings = MappedQueue::new(Arc::clone(&mapping), layout).unwrap();
+        let cq = CqProducer::new(rings.clone());
+        let credit = CqCredit::new(rings.clone(), &cq);
+        ServedQueue { sq: SqConsumer::new(rings.clone()), credit, cq, doorbell, rings }
+    };
+    let queues = layout.queues.iter().zip(to_client).map(served).collect();
+    let volume = vec![0; VOLUME_BYTES / 8];
+    Served { header, lease, doorbell: doorbell_rx, queues, mapping, layout, volume }
+}
