@@ -1,0 +1,155 @@
+//! The one place where errors become gRPC statuses. The errors word their own messages.
+
+use rustix::io::Errno;
+use tonic::{Code, Status};
+
+use crate::sessions::error::OpenError;
+use crate::uid_limit::Exceeded;
+
+/// Metadata key under which a status carries the errno of the same meaning.
+pub const ERRNO_KEY: &str = "ferrio-errno";
+
+impl From<OpenError> for Status {
+    fn from(error: OpenError) -> Self {
+        let (code, errno) = match &error {
+            OpenError::Abi { .. } => (Code::Unimplemented, Errno::PROTONOSUPPORT),
+            OpenError::ClientName(_)
+            | OpenError::Count { .. }
+            | OpenError::Layout(_)
+            | OpenError::NoAccess(_) => (Code::InvalidArgument, Errno::INVAL),
+            OpenError::NoVolume { .. } | OpenError::NoEngine { .. } => (Code::NotFound, Errno::NOENT),
+            OpenError::NotAllowed { .. } => (Code::PermissionDenied, Errno::ACCESS),
+            OpenError::ReadOnly(_) => (Code::FailedPrecondition, Errno::ROFS),
+            OpenError::Busy { .. } => (Code::FailedPrecondition, Errno::BUSY),
+            OpenError::Limit { .. } => (Code::ResourceExhausted, Errno::DQUOT),
+            OpenError::Draining => (Code::Unavailable, Errno::SHUTDOWN),
+            OpenError::System { source, .. } => {
+                (Code::ResourceExhausted, Errno::from_io_error(source).unwrap_or(Errno::IO))
+            }
+        };
+        with_errno(Status::new(code, error.to_string()), errno)
+    }
+}
+
+fn with_errno(mut status: Status, errno: Errno) -> Status {
+    status.metadata_mut().insert(ERRNO_KEY, errno.raw_os_error().into());
+    status
+}
+
+/// A watch interval out of range.
+pub fn interval(interval_ms: u32, min: u32, max: u32) -> Status {
+    let text = format!(
+        "interval_ms: {interval_ms} asked for, {min} to {max} allowed; choose a value within the limit"
+    );
+    with_errno(Status::invalid_argument(text), Errno::INVAL)
+}
+
+/// A caller with too many connections.
+pub fn connections(exceeded: &Exceeded) -> Status {
+    with_errno(Status::resource_exhausted(exceeded.to_string()), Errno::DQUOT)
+}
+
+/// A caller whose uid has no place in the daemon's user namespace.
+pub fn overflow_uid(uid: u32) -> Status {
+    let text = format!(
+        "uid {uid} stands for a user that the daemon's user namespace does not know; map it to a real uid"
+    );
+    with_errno(Status::permission_denied(text), Errno::ACCESS)
+}
+
+/// A call that did not come over the Unix socket.
+pub fn no_identity() -> Status {
+    with_errno(
+        Status::unauthenticated("the caller has no socket credentials; use the Unix control socket"),
+        Errno::ACCESS,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Access;
+    use crate::volumes::Holder;
+
+    #[test]
+    fn every_refusal_has_its_code_errno_and_a_message_that_names_what_to_do() {
+        let by = Holder {
+            session_id: 7,
+            client_name: "db".into(),
+            pid: 4711,
+            uid: 1000,
+            access: Access::ReadWrite,
+        };
+        let busy = OpenError::Busy { volume: "data".into(), access: Access::ReadWriteShared, by };
+        let limit = OpenError::Limit {
+            what: "sessions",
+            used: 256,
+            asked: 1,
+            limit: 256,
+            key: "limits.sessions_max",
+        };
+        let not_allowed =
+            OpenError::NotAllowed { volume: "data".into(), uid: 1001, groups: "1001, 6".into() };
+        let count = OpenError::Count {
+            what: "queues",
+            value: 17,
+            min: 1,
+            max: 16,
+            key: "limits.queues_per_session_max",
+        };
+        let no_fds = OpenError::System { what: "make a doorbell", source: Errno::MFILE.into() };
+        let cases: Vec<(OpenError, Code, Errno, &[&str])> = vec![
+            (
+                OpenError::Abi { min: 2, max: 3 },
+                Code::Unimplemented,
+                Errno::PROTONOSUPPORT,
+                &["2 to 3", "client library"],
+            ),
+            (
+                OpenError::ClientName("\u{1b}".into()),
+                Code::InvalidArgument,
+                Errno::INVAL,
+                &["\\u{1b}", "1 to 64 bytes"],
+            ),
+            (count, Code::InvalidArgument, Errno::INVAL, &["17", "1 to 16", "limits.queues_per_session_max"]),
+            (OpenError::NoAccess("data".into()), Code::InvalidArgument, Errno::INVAL, &["data", "rw-shared"]),
+            (
+                OpenError::NoVolume { name: "dta".into(), known: "data, log".into() },
+                Code::NotFound,
+                Errno::NOENT,
+                &["dta", "data, log"],
+            ),
+            (
+                OpenError::NoEngine { name: "x".into(), known: "main".into() },
+                Code::NotFound,
+                Errno::NOENT,
+                &["\"x\"", "main"],
+            ),
+            (not_allowed, Code::PermissionDenied, Errno::ACCESS, &["1001", "data", "allow_users"]),
+            (
+                OpenError::ReadOnly("data".into()),
+                Code::FailedPrecondition,
+                Errno::ROFS,
+                &["data", "access ro"],
+            ),
+            (
+                busy,
+                Code::FailedPrecondition,
+                Errno::BUSY,
+                &["data", "rw-shared", "session 7", "\"db\"", "pid 4711"],
+            ),
+            (limit, Code::ResourceExhausted, Errno::DQUOT, &["256", "limits.sessions_max", "close sessions"]),
+            (OpenError::Draining, Code::Unavailable, Errno::SHUTDOWN, &["stopping"]),
+            (no_fds, Code::ResourceExhausted, Errno::MFILE, &["make a doorbell", "LimitNOFILE"]),
+        ];
+        for (error, code, errno, parts) in cases {
+            let status = Status::from(error);
+            assert_eq!(status.code(), code, "{status:?}");
+            let carried = status.metadata().get(ERRNO_KEY).and_then(|value| value.to_str().ok());
+            assert_eq!(carried, Some(errno.raw_os_error().to_string().as_str()), "{status:?}");
+            for part in parts {
+                assert!(status.message().contains(part), "{part:?} not in {:?}", status.message());
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Where the demo happens: a private directory, a configuration, a daemon. All of it is gone afterwards.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use ferrio_api::v1;
+use ferrio_api::v1::admin_client::AdminClient;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tonic::transport::{Channel, Endpoint};
+
+use super::message::Failure;
+
+/// Name of the demo's volume.
+pub const VOLUME: &str = "demo";
+
+const START_LIMIT: Duration = Duration::from_secs(15);
+/// The daemon drains: its own limit is in the configuration, and shorter.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Lines of the daemon's log that are shown when it fails.
+const LOG_LINES: usize = 10;
+
+/// A running daemon and the directory it lives in.
+pub struct Stage {
+    directory: TempDir,
+    daemon: Child,
+    /// It ended by itself, and that was said.
+    lost: bool,
+}
+
+impl Stage {
+    /// Starts a daemon with one file volume.
+    pub fn set(parent: &Path, backend: &str, volume_bytes: u64) -> Result<Self, Failure> {
+        let cannot = |what: &str, error: std::io::Error| {
+            let fix = "name a writable directory on a disk with --dir";
+            Failure::new("", format!("cannot {what} in {}: {error}; {fix}", parent.display()))
+        };
+        let directory = tempfile::Builder::new().prefix("ferrio-demo-").tempdir_in(parent);
+        let directory = directory.map_err(|error| cannot("make a directory", error))?;
+        let config = directory.path().join("ferriod.toml");
+        let log = std::fs::File::create(directory.path().join("ferriod.log"));
+        let log = log.map_err(|error| cannot("make the daemon's log", error))?;
+        std::fs::write(&config, configuration(directory.path(), backend, volume_bytes)?)
+            .map_err(|error| cannot("write the configuration", error))?;
+        let mut command = myself()?;
+        command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // A demo inside of a systemd unit must not speak for it.
+        command
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("LISTEN_FDS")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("RUST_LOG");
+        let daemon = command.spawn().map_err(|error| cannot("start the daemon", error))?;
+        Ok(Self { directory, daemon, lost: false })
+    }
+
+    /// Control socket of the daemon.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/control.sock")
+    }
+
+    /// Waits until the daemon serves.
+    pub async fn ready(&mut self) -> Result<Channel, Failure> {
+        let endpoint = Endpoint::from_shared(format!("unix:{}", self.socket().display()))
+            .map_err(|error| Failure::new("", format!("cannot use {}: {error}", self.socket().display())))?;
+        let serves = async {
+            loop {
+                if let Ok(channel) = endpoint.connect().await
+                    && AdminClient::new(channel.clone()).info(v1::InfoRequest {}).await.is_ok()
+                {
+                    return channel;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let serves = tokio::time::timeout(START_LIMIT, serves);
+        let what = tokio::select! {
+            channel = serves => match channel {
+                Ok(channel) => return Ok(channel),
+                Err(_) => format!("the daemon does not serve after {START_LIMIT:?}"),
+            },
+            status = self.daemon.wait() => {
+                self.lost = true;
+                match status {
+                    Ok(status) => format!("the daemon ended at once ({status})"),
+                    Err(error) => format!("the daemon was lost: {error}"),
+                }
+            }
+        };
+        Err(self.with_log(&what))
+    }
+
+    /// Waits until the daemon ends, which it must not before it is told to.
+    pub async fn ended(&mut self) -> Failure {
+        let status =
+            self.daemon.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
+        self.lost = true;
+        self.with_log(&format!("the daemon ended in the middle of the demo ({status})"))
+    }
+
+    /// Ends the daemon and removes the directory.
+    pub async fn clear(mut self) -> Result<(), Failure> {
+        let ended = self.stop().await;
+        let path = self.directory.path().to_owned();
+        let removed = self.directory.close();
+        ended?;
+        removed.map_err(|error| Failure::new("", format!("cannot remove {}: {error}", path.display())))
+    }
+
+    async fn stop(&mut self) -> Result<(), Failure> {
+        if self.lost {
+            return Ok(());
+        }
+        if let Some(pid) = self.daemon.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        match tokio::time::timeout(STOP_LIMIT, self.daemon.wait()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(self.with_log(&format!("the daemon did not end well ({status})"))),
+            Ok(Err(error)) => Err(Failure::new("", format!("the daemon was lost: {error}"))),
+            Err(_) => {
+                let _ = self.daemon.kill().await;
+                Err(self.with_log(&format!("the daemon did not end within {STOP_LIMIT:?} and was killed")))
+            }
+        }
+    }
+
+    fn with_log(&self, what: &str) -> Failure {
+        let log = std::fs::read_to_string(self.directory.path().join("ferriod.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        Failure::new("", format!("{what}; its log ends with:\n  {}", last.join("\n  ")))
+    }
+}
+
+/// This program, to be started again. It does not get the terminal's Ctrl-C: the demo ends it in order.
+pub fn myself() -> Result<Command, Failure> {
+    let program = std::env::current_exe();
+    let program = program.map_err(|error| Failure::new("", format!("cannot find this program: {error}")))?;
+    let mut command = Command::new(program);
+    command.process_group(0).kill_on_drop(true);
+    Ok(command)
+}
+
+fn configuration(directory: &Path, backend: &str, volume_bytes: u64) -> Result<String, Failure> {
+    let text = |name: &str| {
+        let path = directory.join(name);
+        let path =
+            path.to_str().ok_or_else(|| Failure::new("", format!("{} is not UTF-8", path.display())))?;
+        Ok(toml::Value::String(path.to_owned()).to_string())
+    };
+    Ok(format!(
+        "[daemon]\nruntime_dir = {run}\ndrain_timeout_s = 5\n\n\
+         [[engine]]\nname = \"main\"\nbackend = \"{backend}\"\n\n\
+         [[volume]]\nname = \"{VOLUME}\"\nkind = \"file\"\npath = {path}\nsize = {volume_bytes}\nallow_any = true\n",
+        run = text("run")?,
+        path = text("volume.img")?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configuration_is_accepted_whatever_the_path() {
+        let directory = Path::new(r#"/tmp/a "quoted" \ name"#);
+        let text = configuration(directory, "auto", 96 << 20).unwrap();
+        let (config, problems) = crate::config::read("demo", &text);
+        assert!(!problems.has_errors(), "{problems}\n{text}");
+        assert_eq!(config.unwrap().control_socket(), directory.join("run/control.sock"));
+    }
+}

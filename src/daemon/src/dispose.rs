@@ -1,0 +1,24 @@
+//! Closes what clients sent, or may have sent, on a thread that may block.
+//!
+//! The last close of a descriptor takes as long as its maker likes: a socket with SO_LINGER, a file of a FUSE server. A client
+//! can put such a descriptor into any message, and what nobody received is closed with the socket that it waits in. So
+//! neither descriptors of clients nor sockets to them are closed on the control thread. A user whose descriptors do not
+//! close keeps the places that go with them, see [`crate::uid_limit`].
+
+use tokio::sync::oneshot;
+
+/// Closes it, in due time.
+pub fn later(things: impl Send + 'static) {
+    let thread = std::thread::Builder::new().name("close".to_owned());
+    if let Err(error) = thread.spawn(move || drop(things)) {
+        tracing::error!("a client's descriptors were closed on the control thread: no thread: {error}");
+    }
+}
+
+/// Closes it, and waits for it without blocking.
+pub async fn wait(things: impl Send + 'static) {
+    let (done, closed) = oneshot::channel::<()>();
+    later((things, done));
+    // The sender is dropped last, which is what it is for.
+    let _ = closed.await;
+}

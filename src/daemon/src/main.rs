@@ -1,0 +1,9 @@
+//! `ferriod`.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ferriod::main()
+}

@@ -1,0 +1,557 @@
+//! Sessions from `Open` to the last answer of the kernel.
+//!
+//! ```text
+//!            attach                  rings break the protocol
+//! Opened ----------------> Active ---------------------------> Faulted
+//!   | token expires          | lease closes, opener exits,        | the same
+//!   v                        v daemon stops                       |
+//!  gone <--------------- Draining <-------------------------------+
+//!        every engine has
+//!        answered what was in flight
+//! ```
+//!
+//! A session keeps its memory and its volumes until it is gone: the kernel may still write to both while it drains.
+//! Everything here runs on the control thread, except that engines report faults and ends over a channel.
+
+pub mod error;
+mod list;
+pub mod memory;
+pub mod plan;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ferrio_api::v1;
+use ferrio_engine::{Engine, Grant, QueueAttach, SessionSpec};
+use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, SessionState, limits::DATA_BYTES_MAX};
+use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
+use ferrio_shm::peer::PeerIdentity;
+use tokio::sync::mpsc;
+
+use crate::access::Access;
+use crate::config::Limits;
+use crate::log;
+use crate::volumes::{Hold, Holder, Volumes};
+pub use list::counters;
+
+use error::{AttachError, OpenError};
+use memory::{ClientEnds, EngineEnds, SessionMemory};
+use plan::{Plan, Rules};
+
+/// Events that wait for a lease; a client gets at most a fault and a drain.
+const EVENTS_MAX: usize = 8;
+
+/// A one-time token.
+pub type Token = [u8; 32];
+
+/// All sessions.
+pub struct Sessions {
+    limits: Limits,
+    volumes: Arc<Volumes>,
+    engines: Vec<Engine>,
+    engine_names: Vec<String>,
+    attach_socket: String,
+    own_uid: u32,
+    epoch: u64,
+    table: Mutex<Table>,
+    notices: mpsc::UnboundedSender<Notice>,
+    opened: AtomicU64,
+    refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct Table {
+    last_id: u64,
+    draining: bool,
+    by_id: BTreeMap<u64, Session>,
+    tokens: HashMap<Token, u64>,
+}
+
+struct Session {
+    client_name: String,
+    pid: u32,
+    uid: u32,
+    since: Instant,
+    plan: Plan,
+    memory: SessionMemory,
+    state: State,
+    /// By engine of the plan.
+    engines: Vec<EngineState>,
+    /// Towards the lease; dropped with the session, which ends the lease.
+    events: Option<mpsc::Sender<LeaseEvent>>,
+    _hold: Hold,
+}
+
+enum State {
+    Opened { token: Token, client: ClientEnds, engine: EngineEnds },
+    Active,
+    Faulted { reason: String },
+    Draining { reason: String },
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum EngineState {
+    /// Knows nothing of the session, or no longer.
+    Clear,
+    /// Serves it.
+    Serving,
+    /// Was told to close it.
+    Closing,
+}
+
+/// What an I/O thread reports. It must not block, so it does not touch the table.
+#[derive(Debug)]
+pub enum Notice {
+    /// The rings broke the protocol.
+    Fault {
+        /// Session.
+        session_id: u64,
+        /// Index of the engine in the session's plan.
+        place: usize,
+        /// What the client did.
+        reason: String,
+    },
+    /// Nothing of the session is left in the engine.
+    Closed {
+        /// Session.
+        session_id: u64,
+        /// Index of the engine in the session's plan.
+        place: usize,
+    },
+}
+
+/// What sessions are made from.
+pub struct Setup {
+    /// Limits.
+    pub limits: Limits,
+    /// Volumes.
+    pub volumes: Arc<Volumes>,
+    /// Engines.
+    pub engines: Vec<Engine>,
+    /// Attach socket.
+    pub attach_socket: String,
+    /// Random number of this start of the daemon.
+    pub epoch: u64,
+}
+
+/// An attached session, for its lease.
+#[derive(Debug)]
+pub struct Attached {
+    /// Session.
+    pub session_id: u64,
+    /// Answer to the client.
+    pub message: LeaseMessage,
+    /// Descriptors that go with it.
+    pub fds: Vec<OwnedFd>,
+    /// What to tell the client; ends when the session is gone.
+    pub events: mpsc::Receiver<LeaseEvent>,
+}
+
+impl Sessions {
+    /// No sessions yet. The receiver belongs to [`Sessions::serve_notices`].
+    pub fn new(setup: Setup) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
+        let (notices, receiver) = mpsc::unbounded_channel();
+        let engine_names = setup.engines.iter().map(|engine| engine.info().name.clone()).collect();
+        let sessions = Self {
+            limits: setup.limits,
+            volumes: setup.volumes,
+            engines: setup.engines,
+            engine_names,
+            attach_socket: setup.attach_socket,
+            own_uid: rustix::process::geteuid().as_raw(),
+            epoch: setup.epoch,
+            table: Mutex::default(),
+            notices,
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        };
+        (Arc::new(sessions), receiver)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a token is valid.
+    pub fn attach_timeout(&self) -> Duration {
+        Duration::from_secs(self.limits.attach_timeout_s.into())
+    }
+
+    /// Opens a session for `peer`. The caller sees to it that [`Sessions::expire`] is called in time.
+    pub fn open(
+        &self,
+        request: &v1::OpenSessionRequest,
+        peer: &PeerIdentity,
+    ) -> Result<v1::OpenSessionResponse, OpenError> {
+        self.try_open(request, peer).inspect_err(|error| {
+            self.refused.fetch_add(1, Relaxed);
+            log::refusal(format_args!("session refused to pid {}, uid {}: {error}", peer.pid, peer.uid));
+        })
+    }
+
+    fn try_open(
+        &self,
+        request: &v1::OpenSessionRequest,
+        peer: &PeerIdentity,
+    ) -> Result<v1::OpenSessionResponse, OpenError> {
+        let rules = Rules {
+            limits: &self.limits,
+            volumes: &self.volumes,
+            engines: &self.engine_names,
+            own_uid: self.own_uid,
+        };
+        let mut table = self.table();
+        if table.draining {
+            return Err(OpenError::Draining);
+        }
+        let plan = rules.plan(request, peer)?;
+        table.check_limits(&self.limits, &plan, peer.uid)?;
+        let session_id = table.last_id + 1;
+        let hold = self.take_volumes(session_id, &plan, peer)?;
+        let (memory, client, engine) = SessionMemory::create(&plan, session_id, self.epoch)?;
+        let (token, secret) = (random()?, random()?);
+        let answer = self.answer(session_id, &plan, token, secret);
+        let session = Session {
+            client_name: plan.client_name.clone(),
+            pid: peer.pid,
+            uid: peer.uid,
+            since: Instant::now(),
+            engines: vec![EngineState::Clear; plan.engines.len()],
+            plan,
+            memory,
+            state: State::Opened { token, client, engine },
+            events: None,
+            _hold: hold,
+        };
+        table.last_id = session_id;
+        table.tokens.insert(token, session_id);
+        table.by_id.insert(session_id, session);
+        self.opened.fetch_add(1, Relaxed);
+        Ok(answer)
+    }
+
+    fn take_volumes(&self, session_id: u64, plan: &Plan, peer: &PeerIdentity) -> Result<Hold, OpenError> {
+        let holder = |access| Holder {
+            session_id,
+            client_name: plan.client_name.clone(),
+            pid: peer.pid,
+            uid: peer.uid,
+            access,
+        };
+        let wanted = plan.volumes.iter().map(|(volume, access)| (*volume, holder(*access))).collect();
+        self.volumes.take(session_id, wanted).map_err(|held| {
+            let asked = plan.volumes.iter().find(|(volume, _)| *volume == held.volume);
+            OpenError::Busy {
+                volume: self.volumes.list()[held.volume].section.name.value.clone(),
+                access: asked.map_or(Access::ReadOnly, |(_, access)| *access),
+                by: held.by,
+            }
+        })
+    }
+
+    fn answer(&self, session_id: u64, plan: &Plan, token: Token, secret: Token) -> v1::OpenSessionResponse {
+        let engine_of = |place: usize| self.engine_names[plan.engines[place]].clone();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let queues =
+            plan.layout.queues.iter().zip(&plan.queue_engines).map(|(queue, place)| v1::QueueLayout {
+                sq_entries: queue.sq_entries,
+                cq_entries: queue.cq_entries,
+                control_offset: queue.control_offset,
+                sqes_offset: queue.sqes_offset,
+                cqes_offset: queue.cqes_offset,
+                doorbell: count(*place),
+                engine: engine_of(*place),
+            });
+        let volumes = plan.volumes.iter().map(|(index, access)| {
+            let volume = &self.volumes.list()[*index];
+            v1::VolumeGrant {
+                name: volume.section.name.value.clone(),
+                access: access.to_wire(),
+                size_bytes: volume.target.size_bytes(),
+                block_bytes: volume.target.block_bytes(),
+                memory_align_bytes: volume.target.memory_align_bytes(),
+                request_bytes_max: u32::try_from(DATA_BYTES_MAX).unwrap_or(u32::MAX),
+                engine: self.engine_names[volume.engine].clone(),
+            }
+        });
+        v1::OpenSessionResponse {
+            session_id,
+            attach_token: token.to_vec(),
+            resume_secret: secret.to_vec(),
+            abi: ABI_VERSION,
+            features: 0,
+            memory_bytes: plan.layout.memory_bytes,
+            arena_offset: plan.layout.arena_offset,
+            arena_bytes: plan.layout.arena_bytes,
+            queues: queues.collect(),
+            volumes: volumes.collect(),
+            sqe_bytes: SQE_BYTES,
+            cqe_bytes: CQE_BYTES,
+            attach_socket: self.attach_socket.clone(),
+            doorbells: count(plan.engines.len()),
+        }
+    }
+
+    /// Turns a token into a session that the engines serve.
+    pub fn attach(&self, token: &Token, peer: &PeerIdentity) -> Result<Attached, AttachError> {
+        self.try_attach(token, peer).inspect_err(|_| {
+            self.refused.fetch_add(1, Relaxed);
+        })
+    }
+
+    fn try_attach(&self, token: &Token, peer: &PeerIdentity) -> Result<Attached, AttachError> {
+        let mut table = self.table();
+        if table.draining {
+            return Err(AttachError::Draining);
+        }
+        let unknown = || AttachError::Token { timeout_s: self.limits.attach_timeout_s };
+        let session_id = *table.tokens.get(token).ok_or_else(unknown)?;
+        let session = table.by_id.get_mut(&session_id).ok_or_else(unknown)?;
+        if (session.uid, session.pid) != (peer.uid, peer.pid) {
+            // The token stays good for its owner, whom a thief must not be able to lock out.
+            let (opener_pid, opener_uid) = (session.pid, session.uid);
+            return Err(AttachError::Stranger { opener_pid, opener_uid, pid: peer.pid, uid: peer.uid });
+        }
+        let State::Opened { client, engine, .. } = std::mem::replace(&mut session.state, State::Active)
+        else {
+            return Err(unknown());
+        };
+        let (pid, uid) = (peer.pid, peer.uid);
+        log::session(format_args!(
+            "session {session_id} of {:?} (pid {pid}, uid {uid}): attached",
+            session.client_name
+        ));
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        session.events = Some(sender);
+        let message = LeaseMessage::Attached {
+            session_id,
+            epoch: self.epoch,
+            memory_bytes: session.plan.layout.memory_bytes,
+            doorbells: session.plan.engines.len() as u32,
+            queues: session.plan.queue_engines.len() as u32,
+        };
+        let served = self.serve(session_id, session, engine);
+        table.tokens.remove(token);
+        drop(table);
+        if let Err(error) = served {
+            self.end(session_id, &format!("not attached: {error}"));
+            return Err(error.into());
+        }
+        Ok(Attached { session_id, message, fds: client.fds, events })
+    }
+
+    /// Hands the session to every engine that serves a queue of it.
+    fn serve(
+        &self,
+        session_id: u64,
+        session: &mut Session,
+        ends: EngineEnds,
+    ) -> Result<(), ferrio_engine::EngineError> {
+        let mut cq_doorbells: Vec<_> = ends.cq_doorbells.into_iter().map(Some).collect();
+        for (place, doorbell) in ends.doorbells.into_iter().enumerate() {
+            let engine = session.plan.engines[place];
+            let mine = session.plan.queue_engines.iter().enumerate().filter(|(_, owner)| **owner == place);
+            let queues = mine.filter_map(|(index, _)| {
+                let cq_doorbell = cq_doorbells[index].take()?;
+                Some(QueueAttach { index: index as u32, cq_doorbell })
+            });
+            let grants = session.plan.volumes.iter().map(|(volume, access)| {
+                let volume = &self.volumes.list()[*volume];
+                (volume.engine == engine).then_some(Grant { volume: volume.id, writable: access.writes() })
+            });
+            let notices = self.notices.clone();
+            let spec = SessionSpec {
+                session_id,
+                memory: Arc::clone(&session.memory.mapping),
+                layout: session.plan.layout.clone(),
+                queues: queues.collect(),
+                doorbell,
+                grants: grants.collect(),
+                on_fault: Box::new(move |reason| {
+                    // The receiver goes away with the daemon only.
+                    let _ = notices.send(Notice::Fault { session_id, place, reason });
+                }),
+            };
+            self.engines[engine].open_session(spec)?;
+            session.engines[place] = EngineState::Serving;
+        }
+        Ok(())
+    }
+
+    /// Drops a session whose token was not used in time.
+    pub fn expire(&self, session_id: u64) {
+        let unused =
+            matches!(self.table().by_id.get(&session_id), Some(Session { state: State::Opened { .. }, .. }));
+        if unused {
+            self.end(session_id, "the attach token expired");
+        }
+    }
+
+    /// Ends a session: nothing is taken from it any more, and it is gone once the engines have nothing of it.
+    pub fn end(&self, session_id: u64, reason: &str) {
+        let mut table = self.table();
+        let Some(session) = table.by_id.get_mut(&session_id) else { return };
+        if let State::Draining { .. } = session.state {
+            return;
+        }
+        log::session(format_args!("session {session_id} of {:?}: ends: {reason}", session.client_name));
+        let ended = State::Draining { reason: reason.to_owned() };
+        let before = std::mem::replace(&mut session.state, ended);
+        if let State::Active = before {
+            session.memory.set_state(SessionState::Draining);
+        }
+        self.close_in_engines(session_id, session);
+        if let State::Opened { token, .. } = before {
+            table.tokens.remove(&token);
+        }
+        table.remove_if_done(session_id);
+    }
+
+    fn close_in_engines(&self, session_id: u64, session: &mut Session) {
+        for (place, state) in session.engines.iter_mut().enumerate() {
+            if *state == EngineState::Serving {
+                *state = EngineState::Closing;
+                let notices = self.notices.clone();
+                let done = Box::new(move || {
+                    let _ = notices.send(Notice::Closed { session_id, place });
+                });
+                self.engines[session.plan.engines[place]].close_session(session_id, done);
+            }
+        }
+    }
+
+    /// Takes what the I/O threads report, for as long as the daemon lives.
+    pub async fn serve_notices(self: Arc<Self>, mut notices: mpsc::UnboundedReceiver<Notice>) {
+        while let Some(notice) = notices.recv().await {
+            match notice {
+                Notice::Fault { session_id, place, reason } => self.fault(session_id, place, reason),
+                Notice::Closed { session_id, place } => self.closed(session_id, place),
+            }
+        }
+    }
+
+    fn fault(&self, session_id: u64, place: usize, reason: String) {
+        let mut table = self.table();
+        let Some(session) = table.by_id.get_mut(&session_id) else { return };
+        if !matches!(session.state, State::Active) {
+            return;
+        }
+        log::refusal(format_args!(
+            "session {session_id} of {:?} (pid {}): faulted: {reason}",
+            session.client_name, session.pid
+        ));
+        session.memory.set_state(SessionState::Faulted);
+        if let Some(events) = &session.events {
+            let _ = events.try_send(LeaseEvent::Fault { reason: reason.clone() });
+        }
+        session.state = State::Faulted { reason };
+        // The engine that found the fault takes nothing any more; the others are told to.
+        let found_by = std::mem::replace(&mut session.engines[place], EngineState::Closing);
+        self.close_in_engines(session_id, session);
+        session.engines[place] = found_by;
+    }
+
+    fn closed(&self, session_id: u64, place: usize) {
+        let mut table = self.table();
+        if let Some(session) = table.by_id.get_mut(&session_id) {
+            session.engines[place] = EngineState::Clear;
+        }
+        table.remove_if_done(session_id);
+    }
+
+    /// From now on no session is opened or attached; the clients hear how long they have.
+    pub fn drain(&self, limit: Duration) {
+        let mut table = self.table();
+        table.draining = true;
+        let deadline_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        for session in table.by_id.values_mut() {
+            if let State::Active = session.state {
+                session.memory.set_state(SessionState::Draining);
+            }
+            if let Some(events) = &session.events {
+                let _ = events.try_send(LeaseEvent::Drain { deadline_ms });
+            }
+        }
+    }
+
+    /// Ends every session.
+    pub fn end_all(&self, reason: &str) {
+        let all: Vec<u64> = self.table().by_id.keys().copied().collect();
+        all.into_iter().for_each(|session_id| self.end(session_id, reason));
+    }
+
+    /// Whether the daemon is stopping.
+    pub fn draining(&self) -> bool {
+        self.table().draining
+    }
+}
+
+impl Table {
+    fn check_limits(&self, limits: &Limits, plan: &Plan, uid: u32) -> Result<(), OpenError> {
+        let used = |of: &dyn Fn(&Session) -> u64| {
+            let all = self.by_id.values().map(|session| (session.uid == uid, of(session)));
+            all.fold((0, 0), |(total, own), (is_own, n)| (total + n, own + if is_own { n } else { 0 }))
+        };
+        let (sessions, own_sessions) = used(&|_| 1);
+        let (queues, own_queues) = used(&|session| session.plan.queue_engines.len() as u64);
+        let (memory, own_memory) = used(&|session| session.plan.layout.memory_bytes);
+        let (more_queues, more_memory) = (plan.queue_engines.len() as u64, plan.layout.memory_bytes);
+        let Limits { sessions_max, sessions_per_uid_max, queues_max, queues_per_uid_max, .. } = *limits;
+        let Limits { memory_bytes_max, memory_bytes_per_uid_max, .. } = *limits;
+        let rows = [
+            (
+                "sessions of this user",
+                own_sessions,
+                1,
+                sessions_per_uid_max.into(),
+                "limits.sessions_per_uid_max",
+            ),
+            (
+                "queues of this user",
+                own_queues,
+                more_queues,
+                queues_per_uid_max.into(),
+                "limits.queues_per_uid_max",
+            ),
+            (
+                "bytes of this user",
+                own_memory,
+                more_memory,
+                memory_bytes_per_uid_max,
+                "limits.memory_bytes_per_uid_max",
+            ),
+            ("sessions", sessions, 1, sessions_max.into(), "limits.sessions_max"),
+            ("queues", queues, more_queues, queues_max.into(), "limits.queues_max"),
+            ("bytes of session memory", memory, more_memory, memory_bytes_max, "limits.memory_bytes_max"),
+        ];
+        for (what, used, asked, limit, key) in rows {
+            if used.saturating_add(asked) > limit {
+                return Err(OpenError::Limit { what, used, asked, limit, key });
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_if_done(&mut self, session_id: u64) {
+        let done = self.by_id.get(&session_id).is_some_and(|session| {
+            matches!(session.state, State::Draining { .. })
+                && session.engines.iter().all(|state| *state == EngineState::Clear)
+        });
+        if done && let Some(session) = self.by_id.remove(&session_id) {
+            session.memory.set_state(SessionState::Closed);
+            tracing::debug!("session {session_id}: gone");
+        }
+    }
+}
+
+fn random() -> Result<Token, OpenError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| OpenError::System {
+        what: "get random bytes",
+        source: std::io::Error::other(error),
+    })?;
+    Ok(bytes)
+}

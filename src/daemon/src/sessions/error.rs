@@ -1,0 +1,187 @@
+//! Why a session is refused. Each text says what was asked, what the limit is, and what to do.
+
+use std::io;
+
+use ferrio_engine::EngineError;
+use ferrio_shm::abi::ABI_VERSION;
+use ferrio_shm::layout::LayoutError;
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use crate::access::Access;
+use crate::volumes::Holder;
+
+/// Why `Sessions.Open` is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No common ABI version.
+    #[error(
+        "no common ABI version: the client speaks {min} to {max}, this daemon {ABI_VERSION}; use a client library of \
+         the daemon's release"
+    )]
+    Abi {
+        /// Oldest of the client.
+        min: u32,
+        /// Newest of the client.
+        max: u32,
+    },
+    /// The name does not do.
+    #[error(
+        "client_name {0:?}: it must have 1 to 64 bytes of letters, digits, ASCII punctuation and spaces; choose \
+         another name"
+    )]
+    ClientName(String),
+    /// A number of things is out of range.
+    #[error("{what}: {value} asked for, {min} to {max} allowed ({key}); ask for fewer, or raise the limit")]
+    Count {
+        /// What they are.
+        what: &'static str,
+        /// How many.
+        value: u64,
+        /// Smallest number.
+        min: u64,
+        /// Largest number.
+        max: u64,
+        /// Where the limit comes from.
+        key: &'static str,
+    },
+    /// Ring geometry or arena that has no layout.
+    #[error("{0}")]
+    Layout(#[from] LayoutError),
+    /// A volume without an access.
+    #[error("volume {0:?}: no access is named; say ro, rw or rw-shared")]
+    NoAccess(String),
+    /// Unknown volume.
+    #[error("no volume is called {name:?}; volumes of this daemon: {known}")]
+    NoVolume {
+        /// Name asked for.
+        name: String,
+        /// Names there are.
+        known: String,
+    },
+    /// Unknown engine.
+    #[error("no engine is called {name:?}; engines of this daemon: {known}")]
+    NoEngine {
+        /// Name asked for.
+        name: String,
+        /// Names there are.
+        known: String,
+    },
+    /// The allow list.
+    #[error(
+        "uid {uid} (groups {groups}) may not use volume {volume:?}; add it to allow_users or allow_groups of that \
+         [[volume]] and restart ferriod"
+    )]
+    NotAllowed {
+        /// Volume.
+        volume: String,
+        /// User.
+        uid: u32,
+        /// Its groups.
+        groups: String,
+    },
+    /// A read-only volume asked for writing.
+    #[error("volume {0:?} is read-only; ask for access ro, or remove read_only from that [[volume]]")]
+    ReadOnly(String),
+    /// Somebody else has it.
+    #[error(
+        "volume {volume:?} cannot be had {access}: session {session} of client {client:?} (pid {pid}, uid {uid}) holds \
+         it {held}; end that session, or use ro beside it, or rw-shared in both",
+        session = by.session_id, client = by.client_name, pid = by.pid, uid = by.uid, held = by.access
+    )]
+    Busy {
+        /// Volume.
+        volume: String,
+        /// Access asked for.
+        access: Access,
+        /// Who has it.
+        by: Holder,
+    },
+    /// A limit over several sessions.
+    #[error(
+        "{what}: {used} in use, {asked} more asked for, limit {limit} ({key}); close sessions, or raise the limit"
+    )]
+    Limit {
+        /// What there is no more of.
+        what: &'static str,
+        /// In use.
+        used: u64,
+        /// Asked for.
+        asked: u64,
+        /// Limit.
+        limit: u64,
+        /// Config key.
+        key: &'static str,
+    },
+    /// The daemon is stopping.
+    #[error("ferriod is stopping and opens no sessions; try again when it is back")]
+    Draining,
+    /// The kernel refused.
+    #[error("cannot {what}: {source}{hint}", hint = fd_hint(source))]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Errno.
+        source: io::Error,
+    },
+}
+
+/// Why an attach is refused: an errno for the program, a text for people.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// No such token, or no longer.
+    #[error(
+        "the attach token is wrong, used or expired (limits.attach_timeout_s = {timeout_s}); open a new session"
+    )]
+    Token {
+        /// How long tokens live.
+        timeout_s: u32,
+    },
+    /// The token belongs to somebody else.
+    #[error(
+        "the attach token was given to pid {opener_pid} of uid {opener_uid}, not to pid {pid} of uid {uid}; attach from \
+         the process that opened the session"
+    )]
+    Stranger {
+        /// Process that opened the session.
+        opener_pid: u32,
+        /// Its user.
+        opener_uid: u32,
+        /// Process that attaches.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// An engine does not take it.
+    #[error("{0}")]
+    Engine(#[from] EngineError),
+    /// The daemon is stopping.
+    #[error("ferriod is stopping and attaches no sessions; try again when it is back")]
+    Draining,
+}
+
+impl AttachError {
+    /// Errno of the refusal.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Token { .. } => Errno::NOENT,
+            Self::Stranger { .. } => Errno::ACCESS,
+            Self::Engine(_) => Errno::NOBUFS,
+            Self::Draining => Errno::SHUTDOWN,
+        }
+    }
+}
+
+fn fd_hint(source: &io::Error) -> String {
+    match Errno::from_io_error(source) {
+        Some(Errno::MFILE | Errno::NFILE) => {
+            let limit = getrlimit(Resource::Nofile).current.map_or("unlimited".to_owned(), |n| n.to_string());
+            format!(
+                "; ferriod may have {limit} (RLIMIT_NOFILE): raise LimitNOFILE of ferriod.service, or lower \
+                 limits.sessions_max"
+            )
+        }
+        Some(Errno::NOMEM) => "; free memory, or lower limits.memory_bytes_max".to_owned(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,167 @@
+//! What a client asks for, checked against limits, allow lists and names. Takes nothing and changes nothing.
+
+use ferrio_api::v1::OpenSessionRequest;
+use ferrio_shm::abi::{ABI_VERSION, limits::QUEUES_MAX};
+use ferrio_shm::layout::{QueueSpec, SessionLayout};
+use ferrio_shm::peer::PeerIdentity;
+
+use super::error::OpenError;
+use crate::access::Access;
+use crate::config::Limits;
+use crate::volumes::Volumes;
+
+/// Volumes of one session.
+const VOLUMES_PER_SESSION_MAX: usize = 64;
+/// Bytes of a client's name.
+const CLIENT_NAME_BYTES_MAX: usize = 64;
+
+/// A session that may be made.
+#[derive(Debug)]
+pub struct Plan {
+    /// Name of the client.
+    pub client_name: String,
+    /// Engines that serve a queue, each once; the index here is the index of its doorbell.
+    pub engines: Vec<usize>,
+    /// By queue index: index into `engines`.
+    pub queue_engines: Vec<usize>,
+    /// Where things lie.
+    pub layout: SessionLayout,
+    /// By SQE volume index: volume and access.
+    pub volumes: Vec<(usize, Access)>,
+}
+
+/// What requests are checked against.
+pub struct Rules<'a> {
+    /// Limits of the configuration.
+    pub limits: &'a Limits,
+    /// Volumes there are.
+    pub volumes: &'a Volumes,
+    /// Engines there are.
+    pub engines: &'a [String],
+    /// User the daemon runs as.
+    pub own_uid: u32,
+}
+
+impl Rules<'_> {
+    /// Checks a request of `peer`.
+    pub fn plan(&self, request: &OpenSessionRequest, peer: &PeerIdentity) -> Result<Plan, OpenError> {
+        let (min, max) = (request.abi_min, request.abi_max);
+        if min > ABI_VERSION || max < ABI_VERSION {
+            return Err(OpenError::Abi { min, max });
+        }
+        check_name(&request.client_name)?;
+        let volumes = self.plan_volumes(request, peer)?;
+        let (engines, queue_engines) = self.plan_engines(request, &volumes)?;
+        let layout = self.plan_layout(request)?;
+        Ok(Plan { client_name: request.client_name.clone(), engines, queue_engines, layout, volumes })
+    }
+
+    fn plan_volumes(
+        &self,
+        request: &OpenSessionRequest,
+        peer: &PeerIdentity,
+    ) -> Result<Vec<(usize, Access)>, OpenError> {
+        check_count("volumes", request.volumes.len(), 1, VOLUMES_PER_SESSION_MAX, "fixed")?;
+        let mut planned: Vec<(usize, Access)> = Vec::new();
+        for asked in &request.volumes {
+            let name = || asked.name.clone();
+            let index = self
+                .volumes
+                .find(&asked.name)
+                .ok_or_else(|| OpenError::NoVolume { name: name(), known: self.volumes.names() })?;
+            let access = Access::from_wire(asked.access).ok_or_else(|| OpenError::NoAccess(name()))?;
+            let volume = &self.volumes.list()[index];
+            if !volume.section.allow.admits(peer, self.own_uid) {
+                let supplementary = peer.groups.iter().filter(|group| **group != peer.gid);
+                let groups = std::iter::once(&peer.gid).chain(supplementary).map(u32::to_string);
+                let groups = groups.collect::<Vec<_>>().join(", ");
+                return Err(OpenError::NotAllowed { volume: name(), uid: peer.uid, groups });
+            }
+            if access.writes() && volume.section.read_only {
+                return Err(OpenError::ReadOnly(name()));
+            }
+            planned.push((index, access));
+        }
+        Ok(planned)
+    }
+
+    fn plan_engines(
+        &self,
+        request: &OpenSessionRequest,
+        volumes: &[(usize, Access)],
+    ) -> Result<(Vec<usize>, Vec<usize>), OpenError> {
+        let max = self.limits.queues_per_session_max.min(QUEUES_MAX) as usize;
+        check_count("queues", request.queues.len(), 1, max, "limits.queues_per_session_max")?;
+        let home = self.volumes.list()[volumes[0].0].engine;
+        let mut engines = Vec::new();
+        let mut queue_engines = Vec::new();
+        for queue in &request.queues {
+            let engine = if queue.engine.is_empty() {
+                home
+            } else {
+                let found = self.engines.iter().position(|name| *name == queue.engine);
+                found.ok_or_else(|| OpenError::NoEngine {
+                    name: queue.engine.clone(),
+                    known: self.engines.join(", "),
+                })?
+            };
+            let place = engines.iter().position(|known| *known == engine).unwrap_or_else(|| {
+                engines.push(engine);
+                engines.len() - 1
+            });
+            queue_engines.push(place);
+        }
+        Ok((engines, queue_engines))
+    }
+
+    fn plan_layout(&self, request: &OpenSessionRequest) -> Result<SessionLayout, OpenError> {
+        let entries_max = self.limits.queue_entries_max;
+        let mut specs = Vec::new();
+        for queue in &request.queues {
+            let key = "limits.queue_entries_max";
+            check_count("sq_entries", queue.sq_entries as usize, 1, entries_max as usize, key)?;
+            let cq_entries = if queue.cq_entries == 0 { queue.sq_entries * 2 } else { queue.cq_entries };
+            check_count(
+                "cq_entries",
+                cq_entries as usize,
+                1,
+                2 * entries_max as usize,
+                "2 * limits.queue_entries_max",
+            )?;
+            specs.push(QueueSpec { sq_entries: queue.sq_entries, cq_entries });
+        }
+        let (asked, max) = (request.arena_bytes, self.limits.arena_bytes_max);
+        if asked > max {
+            let key = "limits.arena_bytes_max";
+            return Err(OpenError::Count { what: "arena_bytes", value: asked, min: 0, max, key });
+        }
+        Ok(SessionLayout::new(&specs, asked)?)
+    }
+}
+
+fn check_count(
+    what: &'static str,
+    value: usize,
+    min: usize,
+    max: usize,
+    key: &'static str,
+) -> Result<(), OpenError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let (value, min, max) = (value as u64, min as u64, max as u64);
+    Err(OpenError::Count { what, value, min, max, key })
+}
+
+/// Names are shown in terminals and logs: nothing in them may act on either.
+fn check_name(name: &str) -> Result<(), OpenError> {
+    let good = |c: char| c.is_alphanumeric() || c.is_ascii_graphic() || c == ' ';
+    if name.is_empty() || name.len() > CLIENT_NAME_BYTES_MAX || !name.chars().all(good) {
+        let shown = name.chars().take(CLIENT_NAME_BYTES_MAX).collect();
+        return Err(OpenError::ClientName(shown));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

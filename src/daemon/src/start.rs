@@ -1,0 +1,207 @@
+//! From a configuration to a daemon that is ready: directory, engines, volumes, sockets, in this order.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ferrio_driver::{OpenOptions, Target, TargetError, TargetKind};
+use ferrio_engine::{Engine, EngineConfig, EngineError};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection, VolumeSource, size};
+use crate::control::{Daemon, Phase};
+use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::sessions::{Notice, Sessions, Setup};
+use crate::volumes::{Volume, Volumes};
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What the configuration names is not there or not usable.
+    #[error("{0}")]
+    Config(#[from] Problems),
+    /// The runtime directory.
+    #[error("{0}")]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// An engine.
+    #[error("{}", crate::chain(.0))]
+    Engine(#[from] EngineError),
+    /// A socket.
+    #[error("cannot listen on {path}: {source}")]
+    Listen {
+        /// Path of the socket.
+        path: String,
+        /// Errno.
+        source: std::io::Error,
+    },
+    /// Anything else the kernel refused.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Errno.
+        source: std::io::Error,
+    },
+}
+
+/// A daemon that is ready to serve.
+pub struct Started {
+    /// What the services answer from.
+    pub daemon: Arc<Daemon>,
+    /// Moves the daemon to its next phase.
+    pub phase: watch::Sender<Phase>,
+    /// Reports of the I/O threads.
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+    /// Control socket.
+    pub control: UnixListener,
+    /// Attach socket.
+    pub attach: OwnedFd,
+    /// The lock.
+    pub runtime_dir: RuntimeDir,
+}
+
+/// Starts everything. Must be called within a tokio runtime.
+pub fn start(config: Config) -> Result<Started, StartError> {
+    raise_nofile();
+    let runtime_dir = RuntimeDir::lock(&config.daemon.runtime_dir.value)?;
+    let epoch = getrandom::u64().map_err(|error| StartError::System {
+        what: "get random bytes",
+        source: std::io::Error::other(error),
+    })?;
+    let mut engines = Vec::new();
+    for section in &config.engines {
+        engines.push(start_engine(&config, section, epoch)?);
+    }
+    let volumes = Arc::new(open_volumes(&config, &engines)?);
+    let control = listen_control(&config, &runtime_dir)?;
+    let attach = listen_attach(&config, &runtime_dir)?;
+    let (sessions, notices) = Sessions::new(Setup {
+        limits: config.limits.clone(),
+        volumes: Arc::clone(&volumes),
+        engines: engines.clone(),
+        attach_socket: config.attach_socket().display().to_string(),
+        epoch,
+    });
+    let (phase, phases) = watch::channel(Phase::Running);
+    let since = Instant::now();
+    let daemon = Arc::new(Daemon { config, engines, volumes, sessions, since, epoch, phase: phases });
+    Ok(Started { daemon, phase, notices, control, attach, runtime_dir })
+}
+
+/// Sessions cost descriptors; the soft limit is for programs that use select(2), this one does not.
+fn raise_nofile() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(errno) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(
+                "cannot raise RLIMIT_NOFILE from {:?} to {:?}: {errno}",
+                limit.current,
+                limit.maximum
+            );
+        }
+    }
+}
+
+fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<Engine, EngineError> {
+    let engine = Engine::start(&EngineConfig {
+        name: section.name.value.clone(),
+        backend: section.backend,
+        depth: section.queue_depth,
+        requests_max: section.requests_max,
+        queues_max: config.limits.queues_max,
+        sessions_max: config.limits.sessions_max,
+        threads: section.threads,
+        spin_us: section.spin_us,
+        budgets: section.budgets,
+        journal: config.journal_dir().join(&section.name.value),
+        epoch,
+    })?;
+    let info = engine.info();
+    tracing::info!(
+        "engine {}: {} with {} I/O thread(s), {} requests deep ({}); modes: {}",
+        info.name,
+        info.backend,
+        info.threads,
+        info.depth,
+        info.backend_reason,
+        info.driver.modes.join(", ")
+    );
+    for degraded in &info.driver.degraded {
+        tracing::warn!("engine {}: {degraded}", info.name);
+    }
+    Ok(engine)
+}
+
+/// Opens every volume, so that all that fail are told at once.
+fn open_volumes(config: &Config, engines: &[Engine]) -> Result<Volumes, StartError> {
+    let mut volumes = Vec::new();
+    let mut problems = Vec::new();
+    for section in &config.volumes {
+        match open_target(section) {
+            Ok(target) => volumes.push(bind_volume(section, Arc::new(target), engines)?),
+            Err(error) => problems.push(target_problem(config, section, &error)),
+        }
+    }
+    if problems.is_empty() { Ok(Volumes::new(volumes)) } else { Err(Problems(problems).into()) }
+}
+
+fn open_target(section: &VolumeSection) -> Result<Target, TargetError> {
+    match &section.source {
+        VolumeSource::Null { bytes, block_bytes } => Ok(Target::null(*bytes, *block_bytes)),
+        VolumeSource::File { path, .. } | VolumeSource::Block { path } | VolumeSource::Path { path, .. } => {
+            let create_bytes = section.source.create_bytes().map(|bytes| bytes.value);
+            let target =
+                Target::open(&path.value, &OpenOptions { read_only: section.read_only, create_bytes })?;
+            Ok(target)
+        }
+    }
+}
+
+fn target_problem(config: &Config, section: &VolumeSection, error: &TargetError) -> Problem {
+    let (line, value) =
+        section.source.path().map_or((0, String::new()), |path| (path.line, format!("{:?}", path.value)));
+    let what = format!("volume {:?} cannot be opened: {}", section.name.value, crate::chain(error));
+    config.problem(line, "volume.path", &value, &what, "")
+}
+
+fn bind_volume(
+    section: &VolumeSection,
+    target: Arc<Target>,
+    engines: &[Engine],
+) -> Result<Volume, StartError> {
+    let home = engines.iter().position(|engine| engine.info().name == section.engine.value);
+    // The configuration was checked for it.
+    let engine = home.unwrap_or(0);
+    let id = engines[engine].add_volume(Arc::clone(&target))?;
+    let (name, engine_name) = (&section.name.value, &section.engine.value);
+    let (bytes, block) = (size::format(target.size_bytes()), target.block_bytes());
+    tracing::info!("volume {name}: {}, {bytes} in blocks of {block}, on engine {engine_name}", target.name());
+    if let (Some(reason), true) = (target.direct_reason(), target.kind() != TargetKind::Null) {
+        tracing::warn!("volume {name}: not O_DIRECT: {reason}");
+    }
+    Ok(Volume { section: section.clone(), target, engine, id })
+}
+
+fn listen_control(config: &Config, runtime_dir: &RuntimeDir) -> Result<UnixListener, StartError> {
+    let path = config.control_socket();
+    runtime_dir.remove_stale_socket(&path)?;
+    let listener = UnixListener::bind(&path).map_err(|source| listen_error(&path, source))?;
+    runtime_dir.permit(&path, config.daemon.socket_mode, config.daemon.group)?;
+    Ok(listener)
+}
+
+fn listen_attach(config: &Config, runtime_dir: &RuntimeDir) -> Result<OwnedFd, StartError> {
+    let path = config.attach_socket();
+    runtime_dir.remove_stale_socket(&path)?;
+    let mode = config.daemon.socket_mode;
+    let listener = ferrio_shm::peer::listen(&path, mode).map_err(|source| listen_error(&path, source))?;
+    runtime_dir.permit(&path, mode, config.daemon.group)?;
+    Ok(listener)
+}
+
+fn listen_error(path: &std::path::Path, source: std::io::Error) -> StartError {
+    StartError::Listen { path: path.display().to_string(), source }
+}
