@@ -1,0 +1,9 @@
+//! `ferrioctl`.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ferrioctl::main()
+}
