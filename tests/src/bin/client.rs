@@ -1,0 +1,219 @@
+//! A client process for the tests: does verified I/O, holds a session, or tries to get one.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use ferrio_client::{Access, Buffer, Queue, QueueOptions, Request, Session, Volume, WaitPolicy};
+
+const BLOCK: u64 = 4096;
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long)]
+    socket: PathBuf,
+    #[arg(long, default_value = "test-client")]
+    name: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Writes a pattern, flushes, reads it back, compares every word; again and again for `--seconds`, or until a file
+    /// exists.
+    Verify {
+        volume: String,
+        #[arg(long, default_value_t = 0)]
+        offset: u64,
+        #[arg(long, default_value_t = 1 << 20)]
+        bytes: u64,
+        #[arg(long, default_value_t = 32)]
+        entries: u32,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long, default_value_t = 0)]
+        seconds: u64,
+        #[arg(long)]
+        until: Option<PathBuf>,
+        #[arg(long, value_enum, default_value_t = Wait::Adaptive)]
+        wait: Wait,
+        #[arg(long)]
+        prio: bool,
+    },
+    /// Opens sessions, says so, does a little with each, and waits for a signal.
+    Hold {
+        volume: String,
+        #[arg(long, value_enum, default_value_t = Mode::Rw)]
+        access: Mode,
+        #[arg(long, default_value_t = 1)]
+        sessions: u32,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Wait {
+    Poll,
+    Adaptive,
+    Sleep,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    Ro,
+    Rw,
+    RwShared,
+}
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Outcome<()> {
+    match &arguments.command {
+        Command::Hold { volume, access, sessions } => {
+            let access = match access {
+                Mode::Ro => Access::ReadOnly,
+                Mode::Rw => Access::ReadWrite,
+                Mode::RwShared => Access::ReadWriteShared,
+            };
+            let open = || {
+                let session = Session::builder(&arguments.socket)
+                    .name(&arguments.name)
+                    .volume(volume, access)
+                    .arena_bytes(64 << 10)
+                    .open()?;
+                session.take_queue(0)?.nop()?;
+                Ok(session)
+            };
+            let sessions: Vec<Session> = (0..*sessions).map(|_| open()).collect::<Outcome<_>>()?;
+            println!("holding session {}", sessions[0].id());
+            loop {
+                std::thread::park();
+            }
+        }
+        Command::Verify { volume, offset, bytes, entries, seed, seconds, until, wait, prio } => {
+            let wait = match wait {
+                Wait::Poll => WaitPolicy::Poll,
+                Wait::Adaptive => WaitPolicy::default(),
+                Wait::Sleep => WaitPolicy::Sleep,
+            };
+            let session = Session::builder(&arguments.socket)
+                .name(&arguments.name)
+                .volume(volume, Access::ReadWriteShared)
+                .queue(QueueOptions { entries: *entries, wait, ..QueueOptions::default() })
+                .open()?;
+            let mut verifier = Verifier {
+                volume: session.volume(volume)?,
+                queue: session.take_queue(0)?,
+                free: (0..*entries).map(|_| session.alloc(BLOCK as usize)).collect::<Result<_, _>>()?,
+                first: offset / BLOCK,
+                blocks: bytes / BLOCK,
+                prio: *prio,
+            };
+            println!("started");
+            let end = Instant::now() + Duration::from_secs(*seconds);
+            let mut rounds = 0;
+            let goes_on = || until.as_ref().map_or_else(|| Instant::now() < end, |file| !file.exists());
+            while rounds == 0 || goes_on() {
+                verifier.round(seed.wrapping_add(rounds))?;
+                rounds += 1;
+            }
+            println!("verified {} blocks", rounds * verifier.blocks);
+            Ok(())
+        }
+    }
+}
+
+struct Verifier {
+    volume: Volume,
+    queue: Queue,
+    free: Vec<Buffer>,
+    first: u64,
+    blocks: u64,
+    prio: bool,
+}
+
+/// Word `index` of a block: depends on block, seed and place, so that no misdirected or stale data passes.
+fn word(block: u64, seed: u64, index: u64) -> u64 {
+    (block << 20 ^ seed ^ index << 50).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+}
+
+impl Verifier {
+    fn round(&mut self, seed: u64) -> Outcome<()> {
+        self.pass(seed, true)?;
+        self.queue.flush(&self.volume)?;
+        self.pass(seed, false)
+    }
+
+    fn pass(&mut self, seed: u64, write: bool) -> Outcome<()> {
+        let (mut next, mut done) = (0, 0);
+        while done < self.blocks {
+            while next < self.blocks
+                && let Some(mut buffer) = self.free.pop()
+            {
+                let block = self.first + next;
+                if write {
+                    for (index, bytes) in buffer.chunks_exact_mut(8).enumerate() {
+                        bytes.copy_from_slice(&word(block, seed, index as u64).to_le_bytes());
+                    }
+                } else {
+                    buffer.fill(0);
+                }
+                let make = if write { Request::write } else { Request::read };
+                let request = make(&self.volume, block * BLOCK, buffer).prio(self.prio).tag(block);
+                if let Err(refused) = self.queue.submit(request) {
+                    if !refused.is_full() {
+                        return Err(refused.to_string().into());
+                    }
+                    self.free.extend(refused.into_request().into_buffer());
+                    break;
+                }
+                next += 1;
+            }
+            self.queue.commit()?;
+            let Some(completion) = self.queue.wait(Some(Duration::from_secs(20)))? else {
+                return Err(
+                    format!("no completion for 20 s with {} in flight", self.queue.in_flight()).into()
+                );
+            };
+            let block = completion.tag;
+            let moved = completion.result.map_err(|error| format!("block {block}: {error}"))?;
+            let buffer = completion.buffer.ok_or("a data request came back without its buffer")?;
+            if u64::from(moved) != BLOCK {
+                return Err(format!("block {block}: {moved} bytes moved").into());
+            }
+            if !write {
+                check(block, seed, &buffer)?;
+            }
+            self.free.push(buffer);
+            done += 1;
+        }
+        Ok(())
+    }
+}
+
+fn check(block: u64, seed: u64, buffer: &[u8]) -> Outcome<()> {
+    for (index, bytes) in buffer.chunks_exact(8).enumerate() {
+        let (found, expected) = (u64::from_le_bytes(bytes.try_into()?), word(block, seed, index as u64));
+        if found != expected {
+            return Err(format!(
+                "block {block}, word {index}: found {found:#018x}, expected {expected:#018x}"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}

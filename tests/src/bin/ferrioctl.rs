@@ -1,0 +1,5 @@
+//! ferrioctl, as built for the tests of this tree.
+
+fn main() -> std::process::ExitCode {
+    ferrioctl::main()
+}

@@ -1,0 +1,5 @@
+//! ferriod, as built for the tests of this tree.
+
+fn main() -> std::process::ExitCode {
+    ferriod::main()
+}

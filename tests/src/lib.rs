@@ -1,0 +1,17 @@
+//! Harness of the end-to-end tests: real daemons in private directories, real client processes, real users.
+//!
+//! Everything is spawned from this tree's own code and killed when the test ends, however it ends.
+
+pub mod beside;
+pub mod daemon;
+pub mod disk;
+pub mod footprint;
+pub mod process;
+pub mod raw;
+pub mod skip;
+
+pub use beside::Beside;
+pub use daemon::{Daemon, DaemonBuilder};
+pub use footprint::Footprint;
+pub use process::{Finished, Process};
+pub use raw::RawSession;

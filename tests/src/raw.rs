@@ -1,0 +1,200 @@
+//! A client made of bare gRPC, socket, memory and ring ends: it can do what `ferrio-client` refuses to do.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ferrio_api::v1;
+use ferrio_shm::{
+    doorbell::{DoorbellRx, DoorbellTx},
+    entry::{Cqe, Sqe},
+    layout::QueueLayout,
+    lease::{LEASE_MESSAGE_MAX, LeaseMessage},
+    mapping::{MappedQueue, Mapping},
+    peer,
+    ring::{CqConsumer, SqProducer},
+};
+
+/// Descriptors of the largest session.
+const FDS_MAX: usize = 200;
+
+/// What asks for these volumes and one queue.
+pub fn request(volumes: &[(&str, v1::Access)], sq_entries: u32) -> v1::OpenSessionRequest {
+    v1::OpenSessionRequest {
+        client_name: "raw".into(),
+        queues: vec![v1::QueueRequest { sq_entries, cq_entries: sq_entries, engine: String::new() }],
+        arena_bytes: 65536,
+        volumes: volumes
+            .iter()
+            .map(|(name, access)| v1::VolumeRequest { name: (*name).into(), access: (*access).into() })
+            .collect(),
+        abi_min: 1,
+        abi_max: 1,
+        features: 0,
+    }
+}
+
+/// Sessions.Open with these volumes and one queue.
+///
+/// # Errors
+/// What the daemon answers.
+///
+/// # Panics
+/// The daemon is not there.
+pub fn open(
+    control: &Path,
+    volumes: &[(&str, v1::Access)],
+    sq_entries: u32,
+) -> Result<v1::OpenSessionResponse, tonic::Status> {
+    open_request(control, request(volumes, sq_entries))
+}
+
+/// Sessions.Open.
+///
+/// # Errors
+/// What the daemon answers.
+///
+/// # Panics
+/// The daemon is not there.
+pub fn open_request(
+    control: &Path,
+    request: v1::OpenSessionRequest,
+) -> Result<v1::OpenSessionResponse, tonic::Status> {
+    let control = control.to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async move {
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            let control = control.clone();
+            async move { tokio::net::UnixStream::connect(control).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        let endpoint = tonic::transport::Endpoint::from_static("http://ferriod");
+        let channel = endpoint.connect_with_connector(connector).await.expect("the daemon serves");
+        v1::sessions_client::SessionsClient::new(channel).open(request).await.map(tonic::Response::into_inner)
+    })
+}
+
+/// Sends one message to the attach socket; returns the answer, its descriptors, and the socket.
+///
+/// # Panics
+/// The daemon is not there.
+pub fn attach(path: &Path, message: &[u8]) -> (Option<LeaseMessage>, Vec<OwnedFd>, OwnedFd) {
+    let socket = peer::connect(path).expect("the daemon serves");
+    peer::send_message(&socket, message, &[]).expect("a message");
+    let mut fds = Vec::new();
+    let mut answer = [0; LEASE_MESSAGE_MAX];
+    let length = peer::recv_message(&socket, &mut answer, &mut fds, FDS_MAX).unwrap_or(0);
+    (LeaseMessage::decode(&answer[..length]).ok(), fds, socket)
+}
+
+/// The message that shows a token.
+///
+/// # Panics
+/// It is not 32 bytes long.
+pub fn with_token(token: &[u8]) -> Vec<u8> {
+    LeaseMessage::Attach { token: token.try_into().expect("32 bytes") }.encode()
+}
+
+/// An attached session with one queue.
+pub struct RawSession {
+    /// Session id.
+    pub id: u64,
+    /// The whole session memory.
+    pub memory: Arc<Mapping>,
+    /// Where the queue lies in it.
+    pub queue: QueueLayout,
+    /// Submitting end.
+    pub sq: SqProducer<MappedQueue>,
+    /// Reaping end.
+    pub cq: CqConsumer<MappedQueue>,
+    /// Wakes the daemon.
+    pub doorbell: DoorbellTx,
+    /// Woken by the daemon.
+    pub cq_doorbell: DoorbellRx,
+    /// The session ends with it.
+    pub lease: OwnedFd,
+    /// The session memory's descriptor.
+    pub memfd: OwnedFd,
+}
+
+impl RawSession {
+    /// Opens and attaches.
+    ///
+    /// # Panics
+    /// The daemon refuses.
+    #[track_caller]
+    pub fn open(control: &Path, volumes: &[(&str, v1::Access)], sq_entries: u32) -> Self {
+        let opened = open(control, volumes, sq_entries).expect("a session");
+        let (answer, fds, lease) =
+            attach(Path::new(&opened.attach_socket), &with_token(&opened.attach_token));
+        assert!(matches!(answer, Some(LeaseMessage::Attached { .. })), "{answer:?}");
+        let [memfd, doorbell, cq_doorbell] =
+            <[OwnedFd; 3]>::try_from(fds).expect("memfd, doorbell, CQ doorbell");
+        let bytes = usize::try_from(opened.memory_bytes).expect("a small session");
+        let memory = Arc::new(Mapping::new(memfd.as_fd(), bytes).expect("the memory maps"));
+        let queue = &opened.queues[0];
+        let queue = QueueLayout {
+            sq_entries: queue.sq_entries,
+            cq_entries: queue.cq_entries,
+            control_offset: queue.control_offset,
+            sqes_offset: queue.sqes_offset,
+            cqes_offset: queue.cqes_offset,
+        };
+        let rings = MappedQueue::new(Arc::clone(&memory), &queue).expect("the queue lies in the memory");
+        Self {
+            id: opened.session_id,
+            memory,
+            queue,
+            sq: SqProducer::new(rings.clone()),
+            cq: CqConsumer::new(rings),
+            doorbell: DoorbellTx::from_fd(doorbell),
+            cq_doorbell: DoorbellRx::from_fd(cq_doorbell),
+            lease,
+            memfd,
+        }
+    }
+
+    /// Submits one SQE.
+    ///
+    /// # Panics
+    /// The ring is full, or the doorbell broken.
+    #[track_caller]
+    pub fn submit(&mut self, sqe: &Sqe) {
+        self.sq.push(sqe).expect("room in the SQ");
+        if self.sq.publish() {
+            self.doorbell.ring().expect("the daemon lives");
+        }
+    }
+
+    /// The next CQE; `None` after `patience`.
+    ///
+    /// # Panics
+    /// The daemon broke the CQ.
+    pub fn wait(&mut self, patience: Duration) -> Option<Cqe> {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(cqe) = self.cq.pop().expect("the daemon keeps the protocol") {
+                self.cq.release();
+                return Some(cqe);
+            }
+            if Instant::now() > end {
+                return None;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Submits one SQE and waits for its answer.
+    ///
+    /// # Panics
+    /// There is none within ten seconds.
+    #[track_caller]
+    pub fn result_of(&mut self, sqe: &Sqe) -> i32 {
+        self.submit(sqe);
+        let cqe = self.wait(Duration::from_secs(10)).expect("an answer within ten seconds");
+        assert_eq!(cqe.user_data, sqe.user_data);
+        cqe.result
+    }
+}
