@@ -421,7 +421,8 @@ impl<'s, 'a> Section<'s, 'a> {
             self.source.report(
                 Severity::Error,
                 line,
-                &self.full_key(name),
+                // As it stands in the file: an empty or odd key is seen by its quotes.
+                &self.full_key(&self.source.written(&key.span())),
                 &written,
                 "unknown key",
                 &limit,

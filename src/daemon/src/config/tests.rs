@@ -23,6 +23,7 @@ const CASES: &[Case] = &[
         "[[volumes]]\n",
         &[(1, "volumes", "", "unknown key", "daemon, limits, engine, volume", "did you mean volume?")],
     ),
+    ("\"\" = \"\"\n", &[(1, "\"\"", "\"\"", "unknown key", "daemon", "config/ferriod.toml")]),
     ("zzz = 1\n", &[(1, "zzz", "1", "unknown key", "daemon", "config/ferriod.toml")]),
     (
         "[limits]\n\nsessions_max = \"many\"\n",
