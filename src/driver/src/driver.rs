@@ -64,6 +64,7 @@ use std::time::Duration;
 
 use ferrio_shm::mapping::Region;
 
+use crate::fault::{FaultError, FaultPlan, FaultStatus};
 use crate::tag::Tag;
 use crate::target::Target;
 
@@ -304,6 +305,19 @@ pub trait SubmitHalf: Send + 'static {
 
     /// What the driver is and what fell short.
     fn info(&self) -> DriverInfo;
+
+    /// Sets the faults of a file in place of those it had; a plan without rules clears them. Requests that the rules
+    /// before held go to the kernel with the next commit. Only [`Fault`](crate::fault) can do it.
+    fn set_faults(&mut self, file: FileIndex, plan: FaultPlan) -> Result<(), FaultError> {
+        let _ = (file, plan);
+        Err(FaultError::Unsupported)
+    }
+
+    /// The faults of a file; `None` if it has none.
+    fn faults(&self, file: FileIndex) -> Option<FaultStatus> {
+        let _ = file;
+        None
+    }
 }
 
 /// The half of the thread that reaps.

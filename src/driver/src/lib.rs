@@ -11,6 +11,7 @@
 //! | [`slab`] | [`slab::StableSlab`]: paged slots whose addresses never move |
 //! | [`slot_table`] | which slots the kernel still owes an answer, shared by the two halves |
 //! | [`uring`], [`aio`], [`null`] | the backends |
+//! | [`fault`] | faults on purpose, over any of them |
 //! | [`select`] | which backend this machine can run, and why |
 //! | [`direct`] | the same I/O without a daemon, for `ferrioctl bench` to compare with |
 //!
@@ -44,6 +45,7 @@ pub mod tag;
 pub mod target;
 
 pub mod aio;
+pub mod fault;
 pub mod null;
 pub mod select;
 pub mod uring;
@@ -57,6 +59,7 @@ pub use driver::{
     Busy, Completion, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, LENGTH_MAX, Op, OpKind,
     ReapHalf, RegionIndex, Reserved, Shape, SubmitHalf,
 };
+pub use fault::{FaultCounters, FaultEffect, FaultError, FaultOps, FaultPlan, FaultRule, FaultStatus};
 pub use select::{Backend, BackendChoice, Probe, choose, probe};
 pub use tag::Tag;
 pub use target::{OpenOptions, Target, TargetError, TargetKind};
