@@ -126,7 +126,7 @@ impl FaultOps {
     }
 
     /// The set of one kind of request. Nops never reach a device: none.
-    pub(crate) fn of(kind: OpKind) -> FaultOps {
+    pub fn of(kind: OpKind) -> FaultOps {
         match kind {
             OpKind::Nop => FaultOps::NONE,
             OpKind::Read => FaultOps::READ,
