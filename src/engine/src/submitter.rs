@@ -446,6 +446,7 @@ impl<S: SubmitHalf> Submitter<S> {
     /// The driver can not wait: a broken ring or descriptor.
     pub fn sleep(&mut self, reaper_has_work: impl FnOnce() -> bool) -> io::Result<()> {
         if !self.draining && !self.sessions.all_asleep() {
+            self.sessions.resume(clock::now());
             self.fault_marked();
             return Ok(());
         }
@@ -453,6 +454,7 @@ impl<S: SubmitHalf> Submitter<S> {
         self.bell.announce(if idle { WaitsFor::Urgent } else { WaitsFor::Anything });
         if !self.inbox.is_empty() || !self.link.returns.is_empty() || reaper_has_work() {
             self.bell.retract();
+            self.sessions.resume(clock::now());
             return Ok(());
         }
         self.shared.submitter_sleeps.add(1);
@@ -460,6 +462,7 @@ impl<S: SubmitHalf> Submitter<S> {
         self.bell.retract();
         let now = clock::now();
         self.doorbells_seen = now;
+        self.sessions.resume(now);
         self.sessions.collect_doorbells(&self.bell, now);
         outcome
     }

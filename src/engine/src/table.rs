@@ -35,6 +35,8 @@ use crate::{
 const BELL: u64 = u64::MAX;
 /// Doorbells collected per call.
 const EVENTS: usize = 64;
+/// Queues that are polled again as soon as the Submitter wakes; it bounds what the wake-up costs.
+const INTERRUPTED_MAX: usize = 64;
 
 /// A session queue.
 pub(crate) struct Queue {
@@ -81,6 +83,8 @@ pub(crate) struct Sessions {
     by_id: HashMap<u64, usize>,
     volumes: Vec<GrantedVolume>,
     polled: Vec<u32>,
+    /// Went to sleep with the Submitter, with requests in flight.
+    interrupted: Vec<u32>,
     marked: Vec<(u32, RingFault)>,
     epoll: OwnedFd,
     sessions_max: u32,
@@ -101,6 +105,7 @@ impl Sessions {
             by_id: HashMap::new(),
             volumes: Vec::new(),
             polled: Vec::with_capacity(queues_max as usize),
+            interrupted: Vec::with_capacity(INTERRUPTED_MAX),
             marked: Vec::with_capacity(16),
             epoll,
             sessions_max,
@@ -323,14 +328,19 @@ impl Sessions {
         if session.on_fault.is_none() || session.closing.is_some() {
             return;
         }
-        for slot in &session.slots {
-            let queue = &mut self.queues[*slot as usize];
-            if !queue.polled {
-                queue.sq.wake();
-                queue.polled = true;
-                queue.busy_at = now;
-                self.polled.push(*slot);
-            }
+        for n in 0..session.slots.len() {
+            let slot = self.sessions[key].slots[n];
+            self.poll(slot, now);
+        }
+    }
+
+    fn poll(&mut self, slot: u32, now: Nanos) {
+        let queue = &mut self.queues[slot as usize];
+        if !queue.polled {
+            queue.sq.wake();
+            queue.polled = true;
+            queue.busy_at = now;
+            self.polled.push(slot);
         }
     }
 
@@ -357,6 +367,7 @@ impl Sessions {
 
     /// Puts every queue to sleep, before the Submitter itself sleeps. False if one of them has something after all.
     pub fn all_asleep(&mut self) -> bool {
+        self.interrupted.clear();
         let mut position = 0;
         while position < self.polled.len() {
             let slot = self.polled[position];
@@ -367,7 +378,13 @@ impl Sessions {
                 continue;
             }
             match queue.sq.prepare_sleep() {
-                Ok(true) => self.unpoll(position),
+                Ok(true) => {
+                    self.unpoll(position);
+                    let answers_come = self.sessions[self.queues[slot as usize].session].outstanding > 0;
+                    if answers_come && self.interrupted.len() < INTERRUPTED_MAX {
+                        self.interrupted.push(slot);
+                    }
+                }
                 Ok(false) => return false,
                 Err(fault) => {
                     self.marked.push((slot, fault));
@@ -376,6 +393,14 @@ impl Sessions {
             }
         }
         true
+    }
+
+    /// The Submitter is awake: polls again who will be answered, and then go on. Whoever rings meanwhile does so in vain,
+    /// and waits until doorbells are looked at.
+    pub fn resume(&mut self, now: Nanos) {
+        while let Some(slot) = self.interrupted.pop() {
+            self.poll(slot, now);
+        }
     }
 
     /// A returning record lets someone go on.
