@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 7] = ["common", "sessions", "volumes", "queues", "engines", "stats", "admin"];
+const FILES: [&str; 8] = ["common", "faults", "sessions", "volumes", "queues", "engines", "stats", "admin"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");

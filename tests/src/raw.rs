@@ -33,7 +33,7 @@ pub fn request(volumes: &[(&str, v1::Access)], sq_entries: u32) -> v1::OpenSessi
             .collect(),
         abi_min: 1,
         abi_max: 1,
-        features: 0,
+        ..v1::OpenSessionRequest::default()
     }
 }
 

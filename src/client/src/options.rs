@@ -112,6 +112,7 @@ impl SessionBuilder {
             abi_min: ABI_VERSION,
             abi_max: ABI_VERSION,
             features: 0,
+            hugepages: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use crate::error::CtlError;
-use crate::output::{facts, millis, print, print_json};
+use crate::output::{facts, features, millis, print, print_json};
 
 /// `info`.
 pub async fn run(channel: Channel, json: bool) -> Result<(), CtlError> {
@@ -43,7 +43,11 @@ fn to_table(info: &InfoResponse, engines: &[Engine]) -> String {
         ("attach socket", info.attach_socket.clone()),
         ("journal", info.journal_dir.clone()),
         ("epoch", format!("{:016x}", info.epoch)),
+        ("features", features(info.features)),
     ])];
+    for degraded in &info.degraded {
+        parts[0].push_str(&format!("\ndegraded: {degraded}"));
+    }
     parts.extend(engines.iter().map(engine_table));
     parts.join("\n\n")
 }
@@ -58,6 +62,8 @@ fn engine_table(engine: &Engine) -> String {
         ("  budgets", format!("{budgets} requests per round (prio / read / write)")),
         ("  spin", format!("{} us", engine.spin_us)),
         ("  modes", engine.modes.join(", ")),
+        ("  helpers", format!("{} threads", engine.helpers)),
+        ("  faults", if engine.faults { "can be set on its volumes".to_owned() } else { String::new() }),
     ]);
     for degraded in &engine.degraded {
         text.push_str(&format!("\n  degraded: {degraded}"));
@@ -85,6 +91,8 @@ fn info_json(info: &InfoResponse) -> Value {
         "journal_dir": info.journal_dir,
         "epoch": info.epoch,
         "kernel": info.kernel,
+        "features": info.features,
+        "degraded": info.degraded,
     })
 }
 
@@ -100,6 +108,8 @@ fn engine_json(engine: &Engine) -> Value {
         "degraded": engine.degraded,
         "spin_us": engine.spin_us,
         "budgets": engine.budgets,
+        "faults": engine.faults,
+        "helpers": engine.helpers,
     })
 }
 
@@ -122,6 +132,8 @@ mod tests {
             journal_dir: "/run/ferrio/journal".into(),
             epoch: 0x1234,
             kernel: "6.18.0".into(),
+            features: 0x3f,
+            degraded: vec!["volume slow: through the page cache: the file system refuses O_DIRECT".into()],
         };
         let engine = Engine {
             name: "main".into(),
@@ -134,6 +146,8 @@ mod tests {
             degraded: vec!["io_uring: blocked by seccomp; allow io_uring_setup".into()],
             spin_us: 50,
             budgets: vec![64, 32, 32],
+            faults: true,
+            helpers: 4,
         };
         (info, engine)
     }
@@ -151,6 +165,8 @@ control socket  /run/ferrio/control.sock
 attach socket   /run/ferrio/attach.sock
 journal         /run/ferrio/journal
 epoch           0000000000001234
+features        vectored, discard, compare-and-write, cancel, order, client-regions
+degraded: volume slow: through the page cache: the file system refuses O_DIRECT
 
 engine         main
   backend      aio: io_uring_setup: EPERM
@@ -159,6 +175,8 @@ engine         main
   budgets      64 / 32 / 32 requests per round (prio / read / write)
   spin         50 us
   modes        resfd
+  helpers      4 threads
+  faults       can be set on its volumes
   degraded: io_uring: blocked by seccomp; allow io_uring_setup";
         assert_eq!(to_table(&info, &[engine]), wanted);
     }

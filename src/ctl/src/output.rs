@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
-use ferrio_api::v1::{Access, Class, Counters};
+use ferrio_api::v1::{Access, Class, Counters, Support, SupportLevel};
 use serde_json::{Value, json};
 
 use crate::error::CtlError;
@@ -117,6 +117,30 @@ pub fn access(access: i32) -> &'static str {
         Ok(Access::ReadWriteShared) => "rw-shared",
         Ok(Access::Unspecified) | Err(_) => "unknown",
     }
+}
+
+/// The names of feature bits, as ABI.md has them.
+pub fn features(bits: u64) -> String {
+    const NAMES: [&str; 7] =
+        ["vectored", "discard", "compare-and-write", "cancel", "order", "client-regions", "resume"];
+    let name = |bit: usize| NAMES.get(bit).map_or_else(|| format!("bit {bit}"), |name| (*name).to_owned());
+    let names = (0..64).filter(|bit| bits >> bit & 1 == 1).map(name).collect::<Vec<_>>();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// What becomes of an operation, in one word.
+pub fn support(support: Option<&Support>) -> &'static str {
+    match SupportLevel::try_from(support.map_or(0, |support| support.level)) {
+        Ok(SupportLevel::Native) => "native",
+        Ok(SupportLevel::Emulated) => "emulated",
+        Ok(SupportLevel::Unsupported) => "unsupported",
+        Ok(SupportLevel::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// JSON of the same.
+pub fn support_json(value: Option<&Support>) -> Value {
+    json!({ "level": support(value), "how": value.map_or("", |value| value.how.as_str()) })
 }
 
 /// The word for a class.

@@ -98,6 +98,12 @@ fn session_json(session: &Session) -> Value {
         "queues": session.queues,
         "memory_bytes": session.memory_bytes,
         "age_ms": session.age_ms,
+        "features": session.features,
+        "hugepages": session.hugepages,
+        "hugepages_bytes": session.hugepages_bytes,
+        "hugepages_reason": session.hugepages_reason,
+        "regions": session.regions,
+        "region_bytes": session.region_bytes,
         "counters": counters_json(&session.counters.unwrap_or_default()),
     })
 }

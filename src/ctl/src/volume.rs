@@ -1,12 +1,14 @@
 //! `ferrioctl volume`.
 
 use ferrio_api::v1::volumes_client::VolumesClient;
-use ferrio_api::v1::{ListVolumesRequest, ListVolumesResponse, Volume, VolumeHolder, VolumeKind};
+use ferrio_api::v1::{
+    ListVolumesRequest, ListVolumesResponse, Volume, VolumeHolder, VolumeKind, VolumeState,
+};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use crate::error::CtlError;
-use crate::output::{self, Column, access, bytes, print, print_json, short};
+use crate::output::{self, Column, access, bytes, print, print_json, short, support_json};
 
 /// `volume list`.
 pub async fn list(channel: Channel, json: bool) -> Result<(), CtlError> {
@@ -19,7 +21,17 @@ fn kind(kind: i32) -> &'static str {
         Ok(VolumeKind::File) => "file",
         Ok(VolumeKind::Block) => "block",
         Ok(VolumeKind::Null) => "null",
+        Ok(VolumeKind::Memory) => "memory",
         Ok(VolumeKind::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+fn state(state: i32) -> &'static str {
+    match VolumeState::try_from(state) {
+        Ok(VolumeState::Serving) => "serving",
+        Ok(VolumeState::Removing) => "removing",
+        Ok(VolumeState::Opening) => "opening",
+        Ok(VolumeState::Unspecified) | Err(_) => "unknown",
     }
 }
 
@@ -124,6 +136,11 @@ fn volume_json(volume: &Volume) -> Value {
         "allow_uids": volume.allow_uids,
         "allow_gids": volume.allow_gids,
         "allow_any": volume.allow_any,
+        "state": state(volume.state),
+        "discard": support_json(volume.discard.as_ref()),
+        "write_zeroes": support_json(volume.write_zeroes.as_ref()),
+        "configured": volume.configured,
+        "fault_rules": volume.fault_rules,
     })
 }
 

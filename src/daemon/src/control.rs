@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::sessions::Sessions;
 use crate::volumes::Volumes;
 use incoming::PeerStream;
+pub use volumes::not_served;
 
 /// Requests of this API are small; the longest answers are lists, which are not bounded by this.
 const REQUEST_BYTES_MAX: usize = 64 << 10;

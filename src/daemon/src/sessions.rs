@@ -33,6 +33,7 @@ use tokio::sync::mpsc;
 
 use crate::access::Access;
 use crate::config::Limits;
+use crate::control::not_served;
 use crate::log;
 use crate::volumes::{Hold, Holder, Volumes};
 pub use list::counters;
@@ -275,6 +276,8 @@ impl Sessions {
                 memory_align_bytes: volume.target.memory_align_bytes(),
                 request_bytes_max: u32::try_from(DATA_BYTES_MAX).unwrap_or(u32::MAX),
                 engine: self.engine_names[volume.engine].clone(),
+                discard: Some(not_served()),
+                write_zeroes: Some(not_served()),
             }
         });
         v1::OpenSessionResponse {
@@ -292,6 +295,10 @@ impl Sessions {
             cqe_bytes: CQE_BYTES,
             attach_socket: self.attach_socket.clone(),
             doorbells: count(plan.engines.len()),
+            hugepages_bytes: 0,
+            hugepages_reason: String::new(),
+            regions_max: 0,
+            region_bytes_max: 0,
         }
     }
 
@@ -408,6 +415,19 @@ impl Sessions {
             table.tokens.remove(&token);
         }
         table.remove_if_done(session_id);
+    }
+
+    /// Ends a session for an operator, and tells its client so. `false`: there is no such session.
+    pub fn evict(&self, session_id: u64, reason: &str) -> bool {
+        {
+            let table = self.table();
+            let Some(session) = table.by_id.get(&session_id) else { return false };
+            if let Some(events) = &session.events {
+                let _ = events.try_send(LeaseEvent::Evict { reason: reason.to_owned() });
+            }
+        }
+        self.end(session_id, &format!("evicted: {reason}"));
+        true
     }
 
     fn close_in_engines(&self, session_id: u64, session: &mut Session) {

@@ -114,7 +114,7 @@ fn request(volume: &str, access: v1::Access) -> v1::OpenSessionRequest {
         volumes: vec![v1::VolumeRequest { name: volume.into(), access: access.into() }],
         abi_min: 1,
         abi_max: 1,
-        features: 0,
+        ..v1::OpenSessionRequest::default()
     }
 }
 
@@ -224,6 +224,30 @@ async fn volumes_show_their_holders_and_come_free() {
         fixture.open(request("a", v1::Access::ReadWriteShared)).await.ok()
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_evicted_client_hears_why_before_its_lease_closes() {
+    let fixture = Fixture::new("").await;
+    let answer = fixture.open(request("a", v1::Access::ReadWrite)).await.expect("opened");
+    let (_, _fds, lease) = fixture.attach(&token(&answer)).await;
+    let evict = async |session_id, reason: &str| {
+        fixture.sessions().evict(v1::EvictSessionRequest { session_id, reason: reason.into() }).await
+    };
+    let unknown = evict(4711, "").await.expect_err("no such session");
+    assert_eq!(unknown.code(), Code::NotFound);
+    assert!(unknown.message().contains("4711"), "{unknown:?}");
+    let long = evict(answer.session_id, &"x".repeat(257)).await.expect_err("too long");
+    assert_eq!(long.code(), Code::InvalidArgument);
+    assert!(long.message().contains("257") && long.message().contains("0 to 256"), "{long:?}");
+
+    evict(answer.session_id, "volume a is moved at noon").await.expect("evicted");
+    let mut bytes = [0; LEASE_MESSAGE_MAX];
+    let reason = "volume a is moved at noon".to_owned();
+    let heard = heard_on(&lease, &mut bytes).await.expect("received");
+    assert_eq!(heard, Some(LeaseMessage::Event(LeaseEvent::Evict { reason })));
+    assert_eq!(heard_on(&lease, &mut bytes).await.expect("received"), None, "the lease closes next");
+    until("the session to go", async || fixture.list().await.is_empty().then_some(())).await;
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ impl Admin for Daemon {
             attach_socket: config.attach_socket().display().to_string(),
             journal_dir: config.journal_dir().display().to_string(),
             epoch: self.epoch,
+            features: 0,
+            degraded: Vec::new(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         }))
     }

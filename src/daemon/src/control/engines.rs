@@ -28,6 +28,8 @@ impl Engines for Daemon {
                 degraded: driver.degraded,
                 spin_us: section.spin_us,
                 budgets: section.budgets.to_vec(),
+                faults: false,
+                helpers: 0,
             }
         });
         Ok(Response::new(ListEnginesResponse { engines: engines.collect() }))

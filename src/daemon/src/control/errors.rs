@@ -44,6 +44,19 @@ pub fn interval(interval_ms: u32, min: u32, max: u32) -> Status {
     with_errno(Status::invalid_argument(text), Errno::INVAL)
 }
 
+/// A value out of range.
+pub fn out_of_range(field: &str, value: usize, min: usize, max: usize, unit: &str) -> Status {
+    let text =
+        format!("{field}: {value} {unit} asked for, {min} to {max} allowed; choose a value within the limit");
+    with_errno(Status::invalid_argument(text), Errno::INVAL)
+}
+
+/// A session that is not there.
+pub fn no_session(session_id: u64) -> Status {
+    let text = format!("no session has id {session_id}; `ferrioctl session list` shows those there are");
+    with_errno(Status::not_found(text), Errno::NOENT)
+}
+
 /// A caller with too many connections.
 pub fn connections(exceeded: &Exceeded) -> Status {
     with_errno(Status::resource_exhausted(exceeded.to_string()), Errno::DQUOT)
@@ -55,6 +68,19 @@ pub fn overflow_uid(uid: u32) -> Status {
         "uid {uid} stands for a user that the daemon's user namespace does not know; map it to a real uid"
     );
     with_errno(Status::permission_denied(text), Errno::ACCESS)
+}
+
+/// A caller who may look, but not change.
+pub fn not_admin(uid: u32, own_uid: u32, what: &str) -> Status {
+    let own =
+        if own_uid == 0 { String::new() } else { format!(", and uid {own_uid}, which ferriod runs as") };
+    let text = format!("uid {uid} may not {what}: that is for root{own}; run it with sudo");
+    with_errno(Status::permission_denied(text), Errno::PERM)
+}
+
+/// A call that this build does not answer.
+pub fn not_served(what: &str) -> Status {
+    with_errno(Status::unimplemented(format!("{what} is not served by this release")), Errno::NOSYS)
 }
 
 /// A call that did not come over the Unix socket.

@@ -104,6 +104,17 @@ pub fn identity<T>(request: &Request<T>) -> Result<Arc<PeerIdentity>, Status> {
     Ok(Arc::clone(&peer.identity))
 }
 
+/// Who makes a request that is for root and the user that the daemon runs as. `what` is what it would do.
+pub fn admin<T>(request: &Request<T>, what: &str) -> Result<Arc<PeerIdentity>, Status> {
+    let peer = identity(request)?;
+    let own_uid = rustix::process::geteuid().as_raw();
+    if peer.uid == 0 || peer.uid == own_uid {
+        Ok(peer)
+    } else {
+        Err(errors::not_admin(peer.uid, own_uid, what))
+    }
+}
+
 impl Connected for PeerStream {
     type ConnectInfo = Peer;
 

@@ -3,10 +3,16 @@
 use std::sync::Arc;
 
 use ferrio_api::v1::sessions_server::Sessions;
-use ferrio_api::v1::{ListSessionsRequest, ListSessionsResponse, OpenSessionRequest, OpenSessionResponse};
+use ferrio_api::v1::{
+    EvictSessionRequest, EvictSessionResponse, ListSessionsRequest, ListSessionsResponse, OpenSessionRequest,
+    OpenSessionResponse,
+};
 use tonic::{Request, Response, Status};
 
-use super::{Daemon, incoming};
+use super::{Daemon, errors, incoming};
+
+/// Bytes of the reason for an eviction; it goes into one lease message.
+const REASON_BYTES_MAX: usize = 256;
 
 #[tonic::async_trait]
 impl Sessions for Daemon {
@@ -26,5 +32,21 @@ impl Sessions for Daemon {
 
     async fn list(&self, _: Request<ListSessionsRequest>) -> Result<Response<ListSessionsResponse>, Status> {
         Ok(Response::new(ListSessionsResponse { sessions: self.sessions.list() }))
+    }
+
+    async fn evict(
+        &self,
+        request: Request<EvictSessionRequest>,
+    ) -> Result<Response<EvictSessionResponse>, Status> {
+        let peer = incoming::admin(&request, "evict sessions")?;
+        let EvictSessionRequest { session_id, reason } = request.into_inner();
+        if reason.len() > REASON_BYTES_MAX {
+            return Err(errors::out_of_range("reason", reason.len(), 0, REASON_BYTES_MAX, "bytes"));
+        }
+        let reason = if reason.is_empty() { format!("evicted by uid {}", peer.uid) } else { reason };
+        if self.sessions.evict(session_id, &reason) {
+            return Ok(Response::new(EvictSessionResponse {}));
+        }
+        Err(errors::no_session(session_id))
     }
 }

@@ -1,11 +1,16 @@
 //! `ferrio.v1.Volumes`.
 
 use ferrio_api::v1::volumes_server::Volumes;
-use ferrio_api::v1::{ListVolumesRequest, ListVolumesResponse, Volume, VolumeHolder, VolumeKind};
+use ferrio_api::v1::{
+    ClearFaultsRequest, ClearFaultsResponse, CreateVolumeRequest, CreateVolumeResponse, GetFaultsRequest,
+    GetFaultsResponse, ListVolumesRequest, ListVolumesResponse, RemoveVolumeRequest, RemoveVolumeResponse,
+    ResizeVolumeRequest, ResizeVolumeResponse, SetFaultsRequest, SetFaultsResponse, Support, SupportLevel,
+    Volume, VolumeHolder, VolumeKind, VolumeState,
+};
 use ferrio_driver::TargetKind;
 use tonic::{Request, Response, Status};
 
-use super::Daemon;
+use super::{Daemon, errors, incoming};
 use crate::volumes::Holder;
 
 #[tonic::async_trait]
@@ -13,6 +18,50 @@ impl Volumes for Daemon {
     async fn list(&self, _: Request<ListVolumesRequest>) -> Result<Response<ListVolumesResponse>, Status> {
         let volumes = (0..self.volumes.list().len()).map(|index| show(self, index)).collect();
         Ok(Response::new(ListVolumesResponse { volumes }))
+    }
+
+    async fn create(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
+        incoming::admin(&request, "create volumes")?;
+        Err(errors::not_served("Volumes.Create"))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveVolumeRequest>,
+    ) -> Result<Response<RemoveVolumeResponse>, Status> {
+        incoming::admin(&request, "remove volumes")?;
+        Err(errors::not_served("Volumes.Remove"))
+    }
+
+    async fn resize(
+        &self,
+        request: Request<ResizeVolumeRequest>,
+    ) -> Result<Response<ResizeVolumeResponse>, Status> {
+        incoming::admin(&request, "resize volumes")?;
+        Err(errors::not_served("Volumes.Resize"))
+    }
+
+    async fn set_faults(
+        &self,
+        request: Request<SetFaultsRequest>,
+    ) -> Result<Response<SetFaultsResponse>, Status> {
+        incoming::admin(&request, "set fault rules")?;
+        Err(errors::not_served("Volumes.SetFaults"))
+    }
+
+    async fn get_faults(&self, _: Request<GetFaultsRequest>) -> Result<Response<GetFaultsResponse>, Status> {
+        Err(errors::not_served("Volumes.GetFaults"))
+    }
+
+    async fn clear_faults(
+        &self,
+        request: Request<ClearFaultsRequest>,
+    ) -> Result<Response<ClearFaultsResponse>, Status> {
+        incoming::admin(&request, "clear fault rules")?;
+        Err(errors::not_served("Volumes.ClearFaults"))
     }
 }
 
@@ -39,7 +88,17 @@ fn show(daemon: &Daemon, index: usize) -> Volume {
         allow_uids: section.allow.uids.clone(),
         allow_gids: section.allow.gids.clone(),
         allow_any: section.allow.any,
+        state: VolumeState::Serving.into(),
+        discard: Some(not_served()),
+        write_zeroes: Some(not_served()),
+        configured: true,
+        fault_rules: 0,
     }
+}
+
+/// Engines of this build refuse it on every volume.
+pub fn not_served() -> Support {
+    Support { level: SupportLevel::Unsupported.into(), how: "not served by this release".into() }
 }
 
 fn show_holder(holder: &Holder) -> VolumeHolder {

@@ -65,6 +65,12 @@ impl Sessions {
             memory_bytes: session.plan.layout.memory_bytes,
             age_ms: u64::try_from(session.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             counters: Some(counters),
+            features: 0,
+            hugepages: false,
+            hugepages_bytes: 0,
+            hugepages_reason: String::new(),
+            regions: 0,
+            region_bytes: 0,
         }
     }
 

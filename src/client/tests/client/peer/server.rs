@@ -84,6 +84,7 @@ impl Sessions for Service {
                 memory_align_bytes: 512,
                 request_bytes_max: 1 << 20,
                 engine: "main".into(),
+                ..v1::VolumeGrant::default()
             });
         }
         let spec = |queue: &v1::QueueRequest| QueueSpec {
@@ -124,12 +125,20 @@ impl Sessions for Service {
                 _ => self.attach_socket.to_string_lossy().into_owned(),
             },
             doorbells: 1,
+            ..v1::OpenSessionResponse::default()
         };
         let pending = Pending { session_id, layout, queues: specs.len() };
         if request.client_name != "expired" {
             self.tokens.lock().unwrap().insert(token, pending);
         }
         Ok(Response::new(answer))
+    }
+
+    async fn evict(
+        &self,
+        _: Request<v1::EvictSessionRequest>,
+    ) -> Result<Response<v1::EvictSessionResponse>, Status> {
+        Err(Status::unimplemented("not needed by these tests"))
     }
 
     async fn list(

@@ -57,6 +57,7 @@ fn request() -> OpenSessionRequest {
         abi_min: 1,
         abi_max: 1,
         features: u64::MAX,
+        hugepages: false,
     }
 }
 
