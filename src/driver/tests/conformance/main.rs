@@ -7,6 +7,7 @@
 mod bounds;
 mod child;
 mod errors;
+mod faults;
 mod interrupted;
 mod large;
 mod loop_device;
@@ -21,6 +22,7 @@ mod transfers;
 
 use ferrio_driver::Shape;
 use ferrio_driver::aio::Aio;
+use ferrio_driver::fault::Fault;
 use ferrio_driver::null::Null;
 use ferrio_driver::uring::Uring;
 
@@ -95,6 +97,54 @@ real!(io_uring_one, Uring, Shape::One);
 real!(io_uring_two, Uring, Shape::Two);
 real!(aio_one, Aio, Shape::One);
 real!(aio_two, Aio, Shape::Two);
+// Without plans, `Fault` is the driver within.
+common!(fault_null_one, Fault<Null>, Shape::One, []);
+common!(fault_null_two, Fault<Null>, Shape::Two, []);
+real!(fault_io_uring_one, Fault<Uring>, Shape::One);
+real!(fault_io_uring_two, Fault<Uring>, Shape::Two);
+real!(fault_aio_one, Fault<Aio>, Shape::One);
+real!(fault_aio_two, Fault<Aio>, Shape::Two);
+
+/// What a plan does, over the driver `$driver`.
+macro_rules! faulty {
+    ($name:ident, $driver:ty, $shape:expr, [$($more:tt)*]) => {
+        suite!($name, $driver, $shape, [
+            faults::errors_hit_what_the_rule_says,
+            faults::delays_hold_their_request_alone,
+            faults::stuck_requests_wait_for_other_rules,
+            faults::reordered_requests_all_come_back,
+            faults::bad_plans_change_nothing,
+            faults::stale_answers_stay_uncounted,
+            $($more)*
+        ]);
+    };
+}
+
+/// What needs data to be seen.
+macro_rules! faulty_real {
+    ($name:ident, $driver:ty, $shape:expr) => {
+        faulty!(
+            $name,
+            $driver,
+            $shape,
+            [
+                faults::failed_writes_leave_the_disk_alone,
+                faults::short_transfers_are_what_they_say,
+                faults::torn_writes_fail_half_done,
+                faults::same_seed_same_faults,
+                faults::full_batches_draw_once,
+                faults::drop_drains_what_is_stuck,
+            ]
+        );
+    };
+}
+
+faulty!(faults_null_one, Null, Shape::One, []);
+faulty!(faults_null_two, Null, Shape::Two, []);
+faulty_real!(faults_io_uring_one, Uring, Shape::One);
+faulty_real!(faults_io_uring_two, Uring, Shape::Two);
+faulty_real!(faults_aio_one, Aio, Shape::One);
+faulty_real!(faults_aio_two, Aio, Shape::Two);
 
 // A gigabyte of memory each: once per backend.
 suite!(

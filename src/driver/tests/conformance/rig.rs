@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ferrio_driver::aio::Aio;
+use ferrio_driver::fault::Fault;
 use ferrio_driver::null::Null;
 use ferrio_driver::uring::Uring;
 use ferrio_driver::{
@@ -50,6 +51,12 @@ impl Subject for Aio {
 impl Subject for Null {
     fn target(_: &Path, bytes: u64) -> Arc<Target> {
         Arc::new(Target::null(bytes, 512))
+    }
+}
+
+impl<D: Subject> Subject for Fault<D> {
+    fn target(path: &Path, bytes: u64) -> Arc<Target> {
+        D::target(path, bytes)
     }
 }
 

@@ -1,0 +1,302 @@
+//! The submit half: decides about each request, and holds those that wait.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ferrio_shm::mapping::Region;
+
+use super::decide::{Decider, Decision, Verdict};
+use super::held::{Held, Parked, Wait};
+use super::plan::{FaultError, FaultPlan, FaultStatus};
+use super::reap::Patches;
+use crate::driver::{
+    Busy, DriverConfig, DriverError, DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf,
+};
+use crate::tag::Tag;
+use crate::target::Target;
+use crate::wait;
+
+/// Submit half of [`Fault`](super::Fault).
+#[derive(Debug)]
+pub struct FaultSubmit<S: SubmitHalf> {
+    inner: S,
+    /// Files that are registered.
+    files: Vec<Option<FaultyFile>>,
+    held: Held,
+    patches: Arc<Patches>,
+    /// What is held and has a smaller sequence was committed.
+    committed: u64,
+    drain_limit: Duration,
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    /// Parts of its requests are multiples of this, so that direct I/O can do them.
+    unit: u32,
+    decider: Option<Decider>,
+}
+
+impl<S: SubmitHalf> FaultSubmit<S> {
+    pub(super) fn new(inner: S, patches: Arc<Patches>, config: &DriverConfig) -> FaultSubmit<S> {
+        FaultSubmit {
+            inner,
+            files: (0..config.files_max).map(|_| None).collect(),
+            held: Held::new(config.depth, config.files_max, config.regions_max),
+            patches,
+            committed: 0,
+            drain_limit: config.drain_limit,
+        }
+    }
+
+    fn file(&self, file: FileIndex) -> Option<&FaultyFile> {
+        self.files.get(file.0 as usize)?.as_ref()
+    }
+
+    /// What `op` meets, if its file has a plan.
+    fn decide(&self, op: &Op) -> Option<Decision> {
+        let file = self.file(op.file)?;
+        file.decider.as_ref()?.decide(op, file.unit)
+    }
+
+    fn count(&mut self, op: &Op, decision: Option<&Decision>) {
+        let file = self.files.get_mut(op.file.0 as usize).and_then(Option::as_mut);
+        if let Some(decider) = file.and_then(|file| file.decider.as_mut()) {
+            decider.count(op, decision);
+        }
+    }
+
+    /// Submits to the driver within; its answer becomes `patch` if that is not 0.
+    fn pass(&mut self, slot: Reserved, user: u32, op: &Op, patch: i32) -> Result<Tag, Reserved> {
+        self.patches.set(slot.tag(), patch);
+        self.inner.submit(slot, user, op)
+    }
+
+    fn carry_out(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        decision: &Decision,
+    ) -> Result<Tag, Reserved> {
+        let wait = match decision.verdict {
+            Verdict::Fail { errno } => {
+                return self.pass(slot, user, &Op { kind: OpKind::Nop, ..*op }, -errno);
+            }
+            Verdict::Part { ref bytes, errno } => {
+                let part = Op {
+                    offset: op.offset + u64::from(bytes.start),
+                    region_offset: op.region_offset + u64::from(bytes.start),
+                    length: bytes.end - bytes.start,
+                    ..*op
+                };
+                return self.pass(slot, user, &part, -errno);
+            }
+            Verdict::Delay(delay) => Wait::Until(Instant::now() + delay),
+            Verdict::Stuck => Wait::Ever,
+            Verdict::Reorder { window, key } => {
+                Wait::Others { rule: decision.rule, window, key, now: Instant::now() }
+            }
+        };
+        let tag = slot.tag();
+        self.held.hold(slot, user, *op, wait);
+        Ok(tag)
+    }
+
+    /// Submits what is due, as far as the batch takes it, and says how much. Costs a look when nothing is held.
+    fn pump(&mut self) -> u32 {
+        let mut submitted = 0;
+        if self.held.is_empty() {
+            return submitted;
+        }
+        self.held.ripen(Instant::now());
+        while let Some(Parked { slot, user, op, sequence }) = self.held.take_ready() {
+            match self.pass(slot, user, &op, 0) {
+                Ok(tag) => self.held.gone(tag, &op),
+                Err(slot) => {
+                    self.held.put_back(Parked { slot, user, op, sequence });
+                    break;
+                }
+            }
+            submitted += 1;
+        }
+        submitted
+    }
+
+    /// Commits, and goes on while that makes room for what is due.
+    fn commit_all(&mut self) -> io::Result<u32> {
+        let mut taken = 0;
+        loop {
+            self.pump();
+            let now = self.inner.commit()?;
+            taken += now;
+            if now == 0 || !self.held.has_ready() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// How long a sleep may be.
+    fn until_due(&self, timeout: Option<Duration>) -> Option<Duration> {
+        if self.held.has_ready() {
+            return wait::at_most(timeout, wait::RETRY);
+        }
+        match self.held.next_due() {
+            Some(due) => wait::at_most(timeout, due.saturating_duration_since(Instant::now())),
+            None => timeout,
+        }
+    }
+
+    /// Gives the kernel what was committed and is held. What was not is forgotten: the kernel never sees it, as it never
+    /// sees what is only staged.
+    fn drain(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        self.held.release_before(self.committed);
+        let deadline = Instant::now() + self.drain_limit;
+        while self.held.has_ready() || self.inner.staged() > 0 {
+            if let Err(error) = self.commit_all() {
+                tracing::error!(%error, "the kernel takes no requests: those that a fault held are lost");
+                return;
+            }
+            if Instant::now() > deadline {
+                tracing::error!(waited = ?self.drain_limit, "requests that a fault held are lost: no room for them");
+                return;
+            }
+            if self.held.has_ready() || self.inner.staged() > 0 {
+                std::thread::sleep(wait::RETRY);
+            }
+        }
+    }
+}
+
+impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
+    fn reserve(&mut self) -> Option<Reserved> {
+        // Who submits and reaps without ever sleeping may have nothing staged to commit.
+        self.pump();
+        self.inner.reserve()
+    }
+
+    fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
+        let decision = self.decide(op);
+        let submitted = match &decision {
+            Some(decision) => self.carry_out(slot, user, op, decision),
+            None => self.pass(slot, user, op, 0),
+        };
+        if submitted.is_ok() {
+            self.count(op, decision.as_ref());
+        }
+        submitted
+    }
+
+    fn commit(&mut self) -> io::Result<u32> {
+        self.committed = self.held.next_sequence();
+        self.commit_all()
+    }
+
+    fn staged(&self) -> u32 {
+        self.inner.staged()
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.inner.in_flight()
+    }
+
+    fn release(&mut self, tag: Tag) {
+        if !self.held.holds(tag) {
+            self.inner.release(tag);
+        }
+    }
+
+    fn cancel_reserved(&mut self, slot: Reserved) {
+        self.inner.cancel_reserved(slot);
+    }
+
+    fn register_file(&mut self, target: Arc<Target>) -> Result<FileIndex, DriverError> {
+        let unit = target.block_bytes().max(target.memory_align_bytes());
+        let file = self.inner.register_file(target)?;
+        if let Some(entry) = self.files.get_mut(file.0 as usize) {
+            *entry = Some(FaultyFile { unit, decider: None });
+        }
+        Ok(file)
+    }
+
+    /// Those that are held are counted first: then there may be more.
+    fn unregister_file(&mut self, file: FileIndex) -> Result<(), Busy> {
+        match self.held.of_file(file.0) {
+            0 => self.inner.unregister_file(file)?,
+            in_flight => return Err(Busy { in_flight }),
+        }
+        if let Some(entry) = self.files.get_mut(file.0 as usize) {
+            *entry = None;
+        }
+        Ok(())
+    }
+
+    fn register_region(&mut self, region: Region) -> Result<RegionIndex, DriverError> {
+        self.inner.register_region(region)
+    }
+
+    fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy> {
+        match self.held.of_region(region.0) {
+            0 => self.inner.unregister_region(region),
+            in_flight => Err(Busy { in_flight }),
+        }
+    }
+
+    fn sleep(&mut self, doorbells: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
+        self.committed = self.held.next_sequence();
+        self.pump();
+        if self.held.has_ready() {
+            self.commit_all()?;
+        }
+        let timeout = self.until_due(timeout);
+        self.inner.sleep(doorbells, timeout)?;
+        // What became due meanwhile ended the sleep: it goes at once.
+        if self.pump() > 0 { self.commit_all().map(drop) } else { Ok(()) }
+    }
+
+    fn info(&self) -> DriverInfo {
+        let mut info = self.inner.info();
+        let before = info.modes.len();
+        for (index, file) in (0..).zip(&self.files) {
+            let Some(decider) = file.as_ref().and_then(|file| file.decider.as_ref()) else { continue };
+            let applied: u64 = decider.counters().iter().map(|counters| counters.applied).sum();
+            info.modes.push(format!(
+                "faults: file {index} has {} rules, {applied} applied, {} requests held",
+                decider.plan().rules.len(),
+                self.held.of_file(index),
+            ));
+        }
+        if info.modes.len() == before {
+            info.modes.push("faults: none set".to_owned());
+        }
+        info
+    }
+
+    fn set_faults(&mut self, file: FileIndex, plan: FaultPlan) -> Result<(), FaultError> {
+        plan.check()?;
+        let entry = self.files.get_mut(file.0 as usize).and_then(Option::as_mut);
+        let entry = entry.ok_or(FaultError::NoSuchFile(file))?;
+        entry.decider = (!plan.rules.is_empty()).then(|| Decider::new(plan));
+        self.held.release_file(file.0);
+        Ok(())
+    }
+
+    fn faults(&self, file: FileIndex) -> Option<FaultStatus> {
+        let decider = self.file(file)?.decider.as_ref()?;
+        Some(FaultStatus {
+            plan: decider.plan().clone(),
+            counters: decider.counters().to_vec(),
+            held: self.held.of_file(file.0),
+        })
+    }
+}
+
+impl<S: SubmitHalf> Drop for FaultSubmit<S> {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
