@@ -54,6 +54,7 @@ impl World {
     fn rights(&self) -> Rights {
         let volume = |v: Volume| GrantedVolume::detached(v.size, v.block, v.memory_align, v.writable);
         Rights::new(
+            0,
             self.volumes.iter().map(|slot| slot.map(volume)).collect(),
             self.regions.iter().map(|slot| slot.map(GrantedRegion::detached)).collect(),
         )

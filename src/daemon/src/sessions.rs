@@ -377,6 +377,7 @@ impl Sessions {
                 queues: queues.collect(),
                 doorbell,
                 grants: grants.collect(),
+                features: 0,
                 on_fault: Box::new(move |reason| {
                     // The receiver goes away with the daemon only.
                     let _ = notices.send(Notice::Fault { session_id, place, reason });

@@ -35,7 +35,7 @@ fn push_schedule_pop(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One session that ends among many: the only operation that is linear in the number of flows.
+/// One session that ends among many: its flow is taken out from between the others.
 fn end_of_a_session(criterion: &mut Criterion) {
     let mut queues = ClassQueues::new(BATCH, 16);
     (0..BATCH).for_each(|queue| queues.add_queue(queue));

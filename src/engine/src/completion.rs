@@ -12,7 +12,7 @@ use std::sync::{
 
 use ferrio_driver::{Completion, ReapHalf, Tag};
 use ferrio_shm::{
-    abi::errno,
+    abi::{cqe_flags, errno},
     doorbell::DoorbellTx,
     entry::Cqe,
     mapping::MappedQueue,
@@ -21,6 +21,7 @@ use ferrio_shm::{
 
 use crate::{
     bell::Bell,
+    clock::Nanos,
     journal::Journal,
     request::{Request, Stage},
     stats::{QueueShared, Shared},
@@ -123,6 +124,8 @@ pub struct Reaper<R> {
     finished: Vec<(u32, Option<Tag>)>,
     submitter: Arc<Bell>,
     stale_seen: u64,
+    /// Of this turn.
+    now: Nanos,
 }
 
 impl<R: ReapHalf> Reaper<R> {
@@ -146,6 +149,7 @@ impl<R: ReapHalf> Reaper<R> {
             finished: Vec::with_capacity(2 * BATCH),
             submitter,
             stale_seen: 0,
+            now: 0,
         }
     }
 
@@ -160,7 +164,8 @@ impl<R: ReapHalf> Reaper<R> {
     }
 
     /// One batch. Returns how much was done; 0 means nothing was there.
-    pub fn turn(&mut self) -> u32 {
+    pub fn turn(&mut self, now: Nanos) -> u32 {
+        self.now = now;
         let commands = self.take_commands();
         let mut again = false;
         self.completions.clear();
@@ -230,7 +235,8 @@ impl<R: ReapHalf> Reaper<R> {
             unreachable!("queue {slot} was closed with request {record} in flight");
         };
         self.journal.done(record, result, side.cq.tail());
-        side.cq.push(&Cqe { user_data: request.user_data(), result, flags: 0 });
+        let flags = if request.overdue(self.now) { cqe_flags::OVERDUE } else { 0 };
+        side.cq.push(&Cqe { user_data: request.user_data(), result, flags });
         if !side.touched {
             side.touched = true;
             self.touched.push(slot);
@@ -335,7 +341,15 @@ mod tests {
 
     fn request(length: u32) -> Request {
         let request = Request::default();
-        request.accept(&Accepted { queue: 0, class: Class::Read, user_data: 1, length, block: 512, at: 0 });
+        request.accept(&Accepted {
+            queue: 0,
+            class: Class::Read,
+            user_data: 1,
+            length,
+            block: 512,
+            at: 0,
+            timeout_us: 0,
+        });
         request
     }
 

@@ -335,7 +335,7 @@ fn run_alone<S: SubmitHalf, R: ReapHalf>(
     let mut idle = Idle::new(spin_limit, clock::now());
     while !submitter.stopped() {
         let now = clock::now();
-        let work = submitter.turn(now) + reaper.turn();
+        let work = submitter.turn(now) + reaper.turn(now);
         match idle.step(now, work > 0, submitter.in_flight() > 0) {
             Step::Work => {}
             Step::Spin => std::hint::spin_loop(),

@@ -46,5 +46,5 @@ mod table;
 
 pub use config::{EngineConfig, EngineError, Threads};
 pub use engine::{DrainReport, Engine, EngineInfo};
-pub use session::{Grant, QueueAttach, SessionSpec, VolumeId};
+pub use session::{FEATURES, Grant, QueueAttach, SessionSpec, VolumeId};
 pub use stats::{ClassSnapshot, CountersSnapshot, EngineCounters, EngineSnapshot, QueueSnapshot};

@@ -37,17 +37,18 @@ impl<R: ReapHalf> Poller<R> {
     }
 
     /// One batch. Returns how much was done.
-    pub fn turn(&mut self) -> u32 {
+    pub fn turn(&mut self, now: Nanos) -> u32 {
         self.shared.poller_turns.add(1);
-        self.reaper.turn()
+        self.reaper.turn(now)
     }
 
     /// Turns until `stop`.
     pub fn run(mut self, spin_limit: Nanos, stop: &AtomicBool) -> io::Result<()> {
         let mut idle = Idle::new(spin_limit, clock::now());
         while !stop.load(Acquire) {
-            let work = self.turn();
-            match idle.step(clock::now(), work > 0, self.shared.in_flight() > 0) {
+            let now = clock::now();
+            let work = self.turn(now);
+            match idle.step(now, work > 0, self.shared.in_flight() > 0) {
                 Step::Work => {}
                 Step::Spin => std::hint::spin_loop(),
                 Step::Sleep => self.sleep()?,

@@ -29,16 +29,24 @@ impl Class {
 /// End of a list.
 const NIL: u32 = u32::MAX;
 
+/// Neighbours of a record in its flow; meaningful while it waits.
+#[derive(Clone, Copy)]
+struct Link {
+    next: u32,
+    prev: u32,
+}
+
 #[derive(Clone, Copy)]
 struct Flow {
     head: u32,
     tail: u32,
-    /// Next flow of the class list; meaningful while `len > 0`.
+    /// Neighbours in the class list; meaningful while `len > 0`.
     next: u32,
+    prev: u32,
     len: u32,
 }
 
-const EMPTY: Flow = Flow { head: NIL, tail: NIL, next: NIL, len: 0 };
+const EMPTY: Flow = Flow { head: NIL, tail: NIL, next: NIL, prev: NIL, len: 0 };
 
 #[derive(Clone, Copy)]
 struct ClassList {
@@ -49,8 +57,8 @@ struct ClassList {
 
 /// The queues of one engine. Owned by its Submitter.
 pub struct ClassQueues {
-    /// Next record behind each record.
-    links: Box<[u32]>,
+    /// By record.
+    links: Box<[Link]>,
     /// Flows by queue index, then class.
     flows: Vec<[Flow; 3]>,
     classes: [ClassList; 3],
@@ -66,7 +74,7 @@ impl ClassQueues {
         let list = ClassList { head: NIL, tail: NIL, len: 0 };
         let quantum = quantum.max(1);
         Self {
-            links: vec![NIL; requests_max as usize].into(),
+            links: vec![Link { next: NIL, prev: NIL }; requests_max as usize].into(),
             flows: Vec::new(),
             classes: [list; 3],
             quantum,
@@ -99,11 +107,11 @@ impl ClassQueues {
 
     /// Appends a record.
     pub fn push_back(&mut self, class: Class, queue: u32, record: u32) {
-        self.links[record as usize] = NIL;
         let flow = &mut self.flows[queue as usize][class.index()];
+        self.links[record as usize] = Link { next: NIL, prev: flow.tail };
         match flow.len {
             0 => flow.head = record,
-            _ => self.links[flow.tail as usize] = record,
+            _ => self.links[flow.tail as usize].next = record,
         }
         flow.tail = record;
         flow.len += 1;
@@ -116,9 +124,10 @@ impl ClassQueues {
     /// Puts back a record that the driver had no room for, or the rest of a short transfer: it is next in its class.
     pub fn push_front(&mut self, class: Class, queue: u32, record: u32) {
         let flow = &mut self.flows[queue as usize][class.index()];
-        self.links[record as usize] = flow.head;
-        if flow.len == 0 {
-            flow.tail = record;
+        self.links[record as usize] = Link { next: flow.head, prev: NIL };
+        match flow.len {
+            0 => flow.tail = record,
+            _ => self.links[flow.head as usize].prev = record,
         }
         flow.head = record;
         flow.len += 1;
@@ -137,7 +146,7 @@ impl ClassQueues {
         }
         let flow = &mut self.flows[queue as usize][c];
         let record = flow.head;
-        flow.head = self.links[record as usize];
+        flow.head = self.links[record as usize].next;
         flow.len -= 1;
         let emptied = flow.len == 0;
         self.classes[c].len -= 1;
@@ -156,63 +165,77 @@ impl ClassQueues {
         let class = Class::ALL.into_iter().find(|class| self.flows[queue as usize][class.index()].len > 0)?;
         let flow = &mut self.flows[queue as usize][class.index()];
         let record = flow.head;
-        flow.head = self.links[record as usize];
+        self.remove(class, queue, record);
+        Some((class, record))
+    }
+
+    /// Takes out a record that waits in this class and queue, wherever it stands.
+    pub fn remove(&mut self, class: Class, queue: u32, record: u32) {
+        let flow = &mut self.flows[queue as usize][class.index()];
+        let Link { next, prev } = self.links[record as usize];
+        if flow.head == record {
+            flow.head = next;
+        } else {
+            self.links[prev as usize].next = next;
+        }
+        if flow.tail == record {
+            flow.tail = prev;
+        } else {
+            self.links[next as usize].prev = prev;
+        }
         flow.len -= 1;
         self.classes[class.index()].len -= 1;
         if flow.len == 0 {
             self.unlink(class, queue);
         }
-        Some((class, record))
     }
 
     fn link_last(&mut self, class: Class, queue: u32) {
-        let list = &mut self.classes[class.index()];
-        self.flows[queue as usize][class.index()].next = NIL;
+        let c = class.index();
+        let list = &mut self.classes[c];
+        let flow = &mut self.flows[queue as usize][c];
+        (flow.next, flow.prev) = (NIL, list.tail);
         if list.head == NIL {
             list.head = queue;
-            self.turn_left[class.index()] = self.quantum;
+            self.turn_left[c] = self.quantum;
         } else {
-            self.flows[list.tail as usize][class.index()].next = queue;
+            self.flows[list.tail as usize][c].next = queue;
         }
         list.tail = queue;
     }
 
     fn link_first(&mut self, class: Class, queue: u32) {
-        let list = &mut self.classes[class.index()];
-        self.flows[queue as usize][class.index()].next = list.head;
+        let c = class.index();
+        let list = &mut self.classes[c];
+        let flow = &mut self.flows[queue as usize][c];
+        (flow.next, flow.prev) = (list.head, NIL);
         if list.head == NIL {
             list.tail = queue;
+        } else {
+            self.flows[list.head as usize][c].prev = queue;
         }
         list.head = queue;
-        self.turn_left[class.index()] = self.quantum;
+        self.turn_left[c] = self.quantum;
     }
 
     fn unlink_first(&mut self, class: Class) {
-        let list = &mut self.classes[class.index()];
-        list.head = self.flows[list.head as usize][class.index()].next;
-        if list.head == NIL {
-            list.tail = NIL;
-        }
-        self.turn_left[class.index()] = self.quantum;
+        self.unlink(class, self.classes[class.index()].head);
     }
 
-    /// Linear in the number of flows: only for a session that ends.
     fn unlink(&mut self, class: Class, queue: u32) {
         let c = class.index();
-        if self.classes[c].head == queue {
-            return self.unlink_first(class);
+        let list = &mut self.classes[c];
+        let Flow { next, prev, .. } = self.flows[queue as usize][c];
+        if list.head == queue {
+            list.head = next;
+            self.turn_left[c] = self.quantum;
+        } else {
+            self.flows[prev as usize][c].next = next;
         }
-        let mut before = self.classes[c].head;
-        while before != NIL {
-            let next = self.flows[before as usize][c].next;
-            if next == queue {
-                self.flows[before as usize][c].next = self.flows[queue as usize][c].next;
-                if self.classes[c].tail == queue {
-                    self.classes[c].tail = before;
-                }
-                return;
-            }
-            before = next;
+        if list.tail == queue {
+            list.tail = prev;
+        } else {
+            self.flows[next as usize][c].prev = prev;
         }
     }
 }
@@ -265,6 +288,7 @@ mod tests {
         Push(u8, u32),
         PushFront(u8, u32),
         Pop(u8),
+        Remove(u8, u32, usize),
         DropQueue(u32),
     }
 
@@ -273,6 +297,8 @@ mod tests {
             4 => (0..3u8, 0..5u32).prop_map(|(class, queue)| Step::Push(class, queue)),
             1 => (0..3u8, 0..5u32).prop_map(|(class, queue)| Step::PushFront(class, queue)),
             4 => (0..3u8).prop_map(Step::Pop),
+            2 => (0..3u8, 0..5u32, any::<usize>())
+                .prop_map(|(class, queue, place)| Step::Remove(class, queue, place)),
             1 => (0..5u32).prop_map(Step::DropQueue),
         ];
         proptest::collection::vec(step, 0..400)
@@ -305,6 +331,14 @@ mod tests {
                         }
                         None => prop_assert!(model.iter().all(|flows| flows[class as usize].is_empty())),
                     },
+                    Step::Remove(class, queue, place) => {
+                        let flow = &mut model[queue as usize][class as usize];
+                        if !flow.is_empty() {
+                            let record = flow.remove(place % flow.len()).unwrap();
+                            queues.remove(Class::ALL[class as usize], queue, record);
+                            free.push(record);
+                        }
+                    }
                     Step::DropQueue(queue) => {
                         while let Some((class, record)) = queues.pop_of_queue(queue) {
                             prop_assert_eq!(model[queue as usize][class.index()].pop_front(), Some(record));

@@ -7,7 +7,10 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::{clock::Nanos, queue::Class};
+use crate::{
+    clock::{MICROSECOND, Nanos},
+    queue::Class,
+};
 
 /// Where a request is. `Free -> Queued -> Issued -> Free`; back to `Queued` for the rest of a short transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Request {
     /// Logical block size of the volume; progress of a short transfer counts in whole blocks.
     block: AtomicU32,
     retries: AtomicU32,
+    /// 0: none.
+    timeout_us: AtomicU32,
 }
 
 /// What stage 2 fills in.
@@ -50,6 +55,8 @@ pub struct Accepted {
     pub block: u32,
     /// When.
     pub at: Nanos,
+    /// Time to be issued in, microseconds; 0 is unbounded.
+    pub timeout_us: u32,
 }
 
 impl Request {
@@ -62,6 +69,7 @@ impl Request {
         self.block.store(accepted.block, Relaxed);
         self.done.store(0, Relaxed);
         self.retries.store(0, Relaxed);
+        self.timeout_us.store(accepted.timeout_us, Relaxed);
         self.place.store((Stage::Queued as u32) << 8 | accepted.class as u32, Relaxed);
     }
 
@@ -105,6 +113,24 @@ impl Request {
     /// When it was accepted.
     pub fn accepted_at(&self) -> Nanos {
         self.accepted_at.load(Relaxed)
+    }
+
+    /// By when it is to be issued; `None` for ever.
+    pub fn deadline(&self) -> Option<Nanos> {
+        match self.timeout_us.load(Relaxed) {
+            0 => None,
+            timeout => Some(self.accepted_at() + Nanos::from(timeout) * MICROSECOND),
+        }
+    }
+
+    /// It is answered without having been issued: it cannot be overdue.
+    pub fn clear_deadline(&self) {
+        self.timeout_us.store(0, Relaxed);
+    }
+
+    /// Its deadline has passed.
+    pub fn overdue(&self, now: Nanos) -> bool {
+        self.deadline().is_some_and(|deadline| now >= deadline)
     }
 
     /// What its CQE echoes.

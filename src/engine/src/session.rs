@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ferrio_driver::{FileIndex, OpKind, RegionIndex};
 use ferrio_shm::{
-    abi::{self, Opcode, errno, limits, sqe_flags},
+    abi::{self, Opcode, errno, features, limits, sqe_flags},
     doorbell::{DoorbellRx, DoorbellTx},
     entry::Sqe,
     layout::SessionLayout,
@@ -15,6 +15,9 @@ use ferrio_shm::{
 };
 
 use crate::queue::Class;
+
+/// What an engine serves beyond what is always there: bits of [`ferrio_shm::abi::features`].
+pub const FEATURES: u64 = 0;
 
 /// A volume of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +54,9 @@ pub struct SessionSpec {
     pub doorbell: DoorbellRx,
     /// By SQE volume index; `None` for a volume of another engine.
     pub grants: Vec<Option<Grant>>,
+    /// Features granted, of [`FEATURES`]: bits of [`ferrio_shm::abi::features`]. What needs another one answers
+    /// `EOPNOTSUPP`.
+    pub features: u64,
     /// Called once, from the I/O thread, when the session's rings break the protocol. Must not block.
     pub on_fault: Box<dyn FnOnce(String) + Send>,
 }
@@ -101,15 +107,20 @@ pub struct Checked {
 /// What a session may name in an SQE.
 #[derive(Debug, Default)]
 pub struct Rights {
+    pub(crate) features: u64,
     pub(crate) volumes: Vec<Option<GrantedVolume>>,
     pub(crate) regions: Vec<Option<GrantedRegion>>,
 }
 
 impl Rights {
-    /// What an SQE may name, by its volume index (`None`: a volume of another engine) and its region index (`None`: no
-    /// such region).
-    pub fn new(volumes: Vec<Option<GrantedVolume>>, regions: Vec<Option<GrantedRegion>>) -> Self {
-        Self { volumes, regions }
+    /// What an SQE may use (`features`, bits of [`ferrio_shm::abi::features`]) and name, by its volume index (`None`: a
+    /// volume of another engine) and its region index (`None`: no such region).
+    pub fn new(
+        features: u64,
+        volumes: Vec<Option<GrantedVolume>>,
+        regions: Vec<Option<GrantedRegion>>,
+    ) -> Self {
+        Self { features: features & FEATURES, volumes, regions }
     }
 
     /// Checks an SQE.
@@ -118,19 +129,21 @@ impl Rights {
     /// The errno (positive) that its CQE is to carry.
     pub fn check(&self, sqe: &Sqe) -> Result<Checked, i32> {
         let op = Opcode::try_from(sqe.op).map_err(|_| errno::EINVAL)?;
-        let kind = op_kind(op).ok_or(errno::EOPNOTSUPP)?;
-        check_fields(sqe, kind)?;
-        let direction =
-            if matches!(kind, OpKind::Write | OpKind::Flush) { Class::Write } else { Class::Read };
+        if needs(op).is_none_or(|features| features & !self.features != 0) {
+            return Err(errno::EOPNOTSUPP);
+        }
+        check_flags(sqe, self.features)?;
+        check_fields(sqe, op)?;
+        let direction = if matches!(op, Opcode::Write | Opcode::Flush) { Class::Write } else { Class::Read };
         let class = if sqe.class == abi::Class::Prio as u8 { Class::Prio } else { direction };
-        if kind == OpKind::Nop {
+        if !has_volume(op) {
             return Ok(Checked { class, length: 0, block: 1 });
         }
         let volume = self.volume(sqe.volume)?;
-        if kind == OpKind::Flush {
+        if op == Opcode::Flush {
             return Ok(Checked { class, length: 0, block: 1 });
         }
-        if kind == OpKind::Write && !volume.writable {
+        if op == Opcode::Write && !volume.writable {
             return Err(errno::EROFS);
         }
         let length = check_range(sqe, volume)?;
@@ -170,20 +183,38 @@ pub(crate) fn op_kind(op: Opcode) -> Option<OpKind> {
     }
 }
 
-/// Flags, class and the fields that this operation does not use.
-fn check_fields(sqe: &Sqe, kind: OpKind) -> Result<(), i32> {
-    const KNOWN: u16 = sqe_flags::FUA | sqe_flags::LINK | sqe_flags::BARRIER;
-    if sqe.reserved != 0 || sqe.flags & !KNOWN != 0 || abi::Class::try_from(sqe.class).is_err() {
+/// The features that an operation needs, 0 for what is always there; `None` where this release does not serve it.
+fn needs(op: Opcode) -> Option<u64> {
+    match op {
+        Opcode::Nop | Opcode::Read | Opcode::Write | Opcode::Flush => Some(0),
+        Opcode::Cancel => Some(features::CANCEL),
+        _ => None,
+    }
+}
+
+/// The operation is one on a volume.
+pub(crate) fn has_volume(op: Opcode) -> bool {
+    !matches!(op, Opcode::Nop | Opcode::Cancel)
+}
+
+/// What all operations have: flags, class, timeout.
+fn check_flags(sqe: &Sqe, granted: u64) -> Result<(), i32> {
+    if sqe.reserved != 0 || sqe.flags & !sqe_flags::ALL != 0 || abi::Class::try_from(sqe.class).is_err() {
         return Err(errno::EINVAL);
     }
-    if sqe.flags & (sqe_flags::LINK | sqe_flags::BARRIER) != 0 || sqe.timeout_us != 0 {
-        return Err(errno::EOPNOTSUPP);
-    }
-    let data = matches!(kind, OpKind::Read | OpKind::Write);
-    let fua_misplaced = sqe.flags & sqe_flags::FUA != 0 && kind != OpKind::Write;
+    let order = sqe.flags & (sqe_flags::LINK | sqe_flags::BARRIER) != 0 && granted & features::ORDER == 0;
+    let timeout = sqe.timeout_us != 0 && granted & features::CANCEL == 0;
+    if order || timeout { Err(errno::EOPNOTSUPP) } else { Ok(()) }
+}
+
+/// The fields that this operation does not use.
+fn check_fields(sqe: &Sqe, op: Opcode) -> Result<(), i32> {
+    let data = matches!(op, Opcode::Read | Opcode::Write);
+    let fua_misplaced = sqe.flags & sqe_flags::FUA != 0 && op != Opcode::Write;
     let unused_buffer = !data && (sqe.offset | sqe.length | sqe.region_offset | u64::from(sqe.region)) != 0;
-    let unused_volume = kind == OpKind::Nop && sqe.volume != 0;
-    if fua_misplaced || unused_buffer || unused_volume || sqe.iov_count != 0 || sqe.arg != 0 {
+    let unused_volume = !has_volume(op) && sqe.volume != 0;
+    let unused_arg = op != Opcode::Cancel && sqe.arg != 0;
+    if fua_misplaced || unused_buffer || unused_volume || unused_arg || sqe.iov_count != 0 {
         return Err(errno::EINVAL);
     }
     Ok(())
@@ -214,6 +245,7 @@ mod tests {
         let volume =
             GrantedVolume { file: FileIndex(0), size: SIZE, block: 512, memory_align: 512, writable: true };
         Rights {
+            features: FEATURES,
             volumes: vec![Some(volume), Some(GrantedVolume { writable: false, ..volume }), None],
             regions: vec![Some(GrantedRegion { index: RegionIndex(0), bytes: ARENA })],
         }

@@ -199,7 +199,15 @@ impl<S: SubmitHalf> Submitter<S> {
         let checked = rights.check(&sqe);
         let Checked { class, length, block } = checked.unwrap_or(REFUSED);
         let request = &self.shared.requests[record as usize];
-        request.accept(&Accepted { queue: slot, class, user_data: sqe.user_data, length, block, at: now });
+        request.accept(&Accepted {
+            queue: slot,
+            class,
+            user_data: sqe.user_data,
+            length,
+            block,
+            at: now,
+            timeout_us: 0,
+        });
         for classes in [&self.shared.classes, &queue.shared.classes] {
             classes[class.index()].submitter.accepted.add(1);
         }

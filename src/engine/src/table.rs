@@ -255,7 +255,7 @@ impl Sessions {
                 .map_err(|source| EngineError::Driver { engine: self.name.clone(), source })?;
             regions.push(Some(GrantedRegion { index, bytes }));
         }
-        Ok(Rights { volumes, regions })
+        Ok(Rights::new(spec.features, volumes, regions))
     }
 
     // ---- polled queues

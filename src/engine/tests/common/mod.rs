@@ -36,6 +36,8 @@ pub struct Rig<D: Driver> {
     pub queues: Vec<Arc<QueueShared>>,
     /// What a turn is told about the time.
     pub clock: fn() -> Nanos,
+    /// Features of the sessions that are opened.
+    pub features: u64,
     next_session: u64,
 }
 
@@ -70,7 +72,7 @@ impl<D: Driver> Rig<D> {
             epoch: 1,
         };
         let parts = Threaded::<D>::new(&config).unwrap();
-        Self { parts, dir, queues: Vec::new(), clock: clock::now, next_session: 1 }
+        Self { parts, dir, queues: Vec::new(), clock: clock::now, features: 0, next_session: 1 }
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -112,6 +114,7 @@ impl<D: Driver> Rig<D> {
             queues: vec![QueueAttach { index: 0, cq_doorbell }],
             doorbell: doorbell_rx,
             grants: vec![Some(Grant { volume, writable: true })],
+            features: self.features,
             on_fault: Box::new(move |reason| *seen.lock().unwrap() = Some(reason)),
         };
         let shared = Arc::new(QueueShared::new(id, 0, entries, entries));
@@ -140,7 +143,8 @@ impl<D: Driver> Rig<D> {
 
     /// One turn of the Submitter and of the reaper.
     pub fn turn(&mut self) -> u32 {
-        self.parts.submitter.turn((self.clock)()) + self.parts.reaper.turn()
+        let now = (self.clock)();
+        self.parts.submitter.turn(now) + self.parts.reaper.turn(now)
     }
 
     /// Turns until `done`, at most ten seconds.
