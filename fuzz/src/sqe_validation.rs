@@ -106,7 +106,7 @@ impl World {
             (memory_end > u128::from(region.unwrap_or(0)), errno::EFAULT),
             (!sqe.region_offset.is_multiple_of(volume.memory_align.into()), errno::EFAULT),
         ])?;
-        Ok(Checked { class, length: u32::try_from(sqe.length).expect("at most 1 GiB"), block: volume.block })
+        Ok(Checked { class, length: sqe.length, block: volume.block })
     }
 }
 

@@ -325,13 +325,17 @@ fn judge(request: &Request, result: i32) -> Verdict {
     }
     let moved = result.cast_unsigned();
     let rest = request.length() - request.done();
-    if moved == rest {
+    if u64::from(moved) == rest {
         // At most 1 GiB, see ABI.md, "Limits".
-        return Verdict::Answer(request.length().cast_signed());
+        return Verdict::Answer(request.length() as i32);
     }
     // 0 is the end of the file: the target is shorter than it was. More than asked for is a broken kernel.
     // Less than a block cannot be continued with direct I/O.
-    if moved > rest || request.advance(moved) == 0 { Verdict::Answer(-errno::EIO) } else { Verdict::Again }
+    if u64::from(moved) > rest || request.advance(moved) == 0 {
+        Verdict::Answer(-errno::EIO)
+    } else {
+        Verdict::Again
+    }
 }
 
 #[cfg(test)]
@@ -339,7 +343,7 @@ mod tests {
     use super::*;
     use crate::{queue::Class, request::Accepted};
 
-    fn request(length: u32) -> Request {
+    fn request(length: u64) -> Request {
         let request = Request::default();
         request.accept(&Accepted {
             queue: 0,

@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use ferrio_driver::{DriverError, select::BackendChoice};
 
+use ferrio_shm::abi::{errno, limits};
+
 use crate::scheduler::Budgets;
 
 /// I/O threads of an engine.
@@ -101,7 +103,65 @@ pub enum EngineError {
         /// What is wrong.
         what: &'static str,
     },
+    /// No such session, or it is closing.
+    #[error("session {session} is not open; open one first")]
+    NoSession {
+        /// Session id.
+        session: u64,
+    },
+    /// A region index that no region may have.
+    #[error(
+        "session {session}: region index {index} is not within 1 and {}; choose one that is",
+        limits::REGIONS_MAX - 1
+    )]
+    RegionIndex {
+        /// Session id.
+        session: u64,
+        /// What was asked for.
+        index: u16,
+    },
+    /// A region index that has a region.
+    #[error("session {session}: region {index} is in use; choose another index, or remove that region first")]
+    RegionInUse {
+        /// Session id.
+        session: u64,
+        /// What was asked for.
+        index: u16,
+    },
+    /// A region index that has none.
+    #[error("session {session} has no region {index} that could be removed")]
+    NoRegion {
+        /// Session id.
+        session: u64,
+        /// What was asked for.
+        index: u16,
+    },
+    /// A region that the device may still use.
+    #[error("session {session}: region {index} has {in_flight} requests in flight; wait for their answers")]
+    RegionBusy {
+        /// Session id.
+        session: u64,
+        /// What was asked for.
+        index: u16,
+        /// Requests that the driver has.
+        in_flight: u32,
+    },
     /// The engine has stopped.
     #[error("engine {0} has stopped")]
     Stopped(String),
+}
+
+impl EngineError {
+    /// What a client is told on its lease (positive).
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::RegionInUse { .. } | Self::RegionBusy { .. } => errno::EBUSY,
+            Self::NoRegion { .. } => errno::ENXIO,
+            Self::RegionIndex { .. } | Self::Spec { .. } => errno::EINVAL,
+            Self::NoSession { .. } => errno::ESRCH,
+            Self::Driver { .. } | Self::Limit { .. } => errno::ENOBUFS,
+            Self::Stopped(_) => errno::ESHUTDOWN,
+            Self::Journal { .. } | Self::System { .. } => errno::ENOMEM,
+        }
+    }
 }

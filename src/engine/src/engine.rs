@@ -19,6 +19,8 @@ use ferrio_driver::{
     uring::Uring,
 };
 
+use ferrio_shm::mapping::Region;
+
 use crate::{
     bell::Bell,
     clock::{self, MICROSECOND, Nanos},
@@ -35,6 +37,8 @@ use crate::{
 
 /// Volumes per engine.
 const FILES_MAX: u32 = 1024;
+/// Regions that sessions may bring on average, besides their arenas.
+const REGIONS_PER_SESSION: u32 = 4;
 
 /// What an engine is, decided at its start.
 #[derive(Clone, Debug)]
@@ -163,12 +167,53 @@ impl Engine {
         now.unwrap_or_else(|| self.info().driver.clone())
     }
 
-    /// Registers a volume; it stays until the engine ends.
+    /// Registers a volume; it stays until [`Self::remove_volume`], or until the engine ends.
     ///
     /// # Errors
     /// Too many volumes, or the engine has stopped.
     pub fn add_volume(&self, target: Arc<Target>) -> Result<VolumeId, EngineError> {
         self.ask(|reply| Command::AddVolume { target, reply })
+    }
+
+    /// Takes no more requests for a volume: new ones, and those that were not issued, are answered `-ENODEV`. Calls `done`
+    /// (on an I/O thread; it must not block) once the issued ones have their answers and the driver has let go of the
+    /// target; the id may then come back from [`Self::add_volume`]. At once for a volume that is not known. Dropped
+    /// uncalled if the engine stops first.
+    pub fn remove_volume(&self, volume: VolumeId, done: inject::Done) {
+        if let Err(Command::RemoveVolume { done, .. }) =
+            self.inner.injector.send(Command::RemoveVolume { volume, done })
+        {
+            done();
+        }
+    }
+
+    /// Changes where a volume ends, for all sessions and from now on: what reaches beyond it and was not issued is answered
+    /// `-ERANGE`. `size_bytes` is a multiple of the block. Calls `done` (on an I/O thread; it must not block) once nothing
+    /// that was issued before is in flight beyond the new end: a target that shrinks is cut then, one that grows is extended
+    /// before this is called. Dropped uncalled if the engine stops first.
+    pub fn resize_volume(&self, volume: VolumeId, size_bytes: u64, done: inject::Done) {
+        if let Err(Command::ResizeVolume { done, .. }) =
+            self.inner.injector.send(Command::ResizeVolume { volume, size_bytes, done })
+        {
+            done();
+        }
+    }
+
+    /// Lets requests of a session name `region` by `index`, 1 to 255.
+    ///
+    /// # Errors
+    /// No such session, the index is in use or out of range, the driver has no place, or the engine has stopped:
+    /// [`EngineError::errno`] is what the client is told.
+    pub fn add_region(&self, session_id: u64, index: u16, region: Region) -> Result<(), EngineError> {
+        self.ask(|reply| Command::AddRegion { session_id, index, region, reply })
+    }
+
+    /// Takes a region away from a session. Requests that name it and were not issued are answered `-ENXIO`.
+    ///
+    /// # Errors
+    /// No such session or region, requests on it are in flight, or the engine has stopped.
+    pub fn remove_region(&self, session_id: u64, index: u16) -> Result<(), EngineError> {
+        self.ask(|reply| Command::RemoveRegion { session_id, index, reply })
     }
 
     /// Takes requests from a session from now on.
@@ -278,7 +323,7 @@ impl<D: Driver> Threaded<D> {
             depth: config.depth,
             shape,
             files_max: FILES_MAX,
-            regions_max: config.sessions_max,
+            regions_max: config.sessions_max.saturating_mul(1 + REGIONS_PER_SESSION),
             ..DriverConfig::default()
         };
         let (submit, reap) = D::open(&driver_config)

@@ -10,6 +10,7 @@ use std::sync::{
 };
 
 use ferrio_driver::{DriverInfo, Target};
+use ferrio_shm::mapping::Region;
 
 use crate::{
     bell::Bell,
@@ -32,6 +33,42 @@ pub enum Command {
         target: Arc<Target>,
         /// Gets its id.
         reply: Reply<VolumeId>,
+    },
+    /// Forget a volume: see [`crate::Engine::remove_volume`].
+    RemoveVolume {
+        /// Which.
+        volume: VolumeId,
+        /// Called once the driver has let go of it.
+        done: Done,
+    },
+    /// Change where a volume ends: see [`crate::Engine::resize_volume`].
+    ResizeVolume {
+        /// Which.
+        volume: VolumeId,
+        /// Its new size, bytes.
+        size_bytes: u64,
+        /// Called once nothing is in flight beyond it.
+        done: Done,
+    },
+    /// Let requests of a session name more memory.
+    AddRegion {
+        /// Session id.
+        session_id: u64,
+        /// Its name in SQEs.
+        index: u16,
+        /// The memory.
+        region: Region,
+        /// Gets the outcome.
+        reply: Reply<()>,
+    },
+    /// Take memory away from a session.
+    RemoveRegion {
+        /// Session id.
+        session_id: u64,
+        /// Its name in SQEs.
+        index: u16,
+        /// Gets the outcome.
+        reply: Reply<()>,
     },
     /// Take requests from a session.
     OpenSession {

@@ -43,6 +43,7 @@ pub mod journal;
 pub mod request;
 pub mod stats;
 mod table;
+mod volumes;
 
 pub use config::{EngineConfig, EngineError, Threads};
 pub use engine::{DrainReport, Engine, EngineInfo};

@@ -32,8 +32,8 @@ pub struct Request {
     /// issued << 16 | stage << 8 | class
     place: AtomicU32,
     queue: AtomicU32,
-    length: AtomicU32,
-    done: AtomicU32,
+    length: AtomicU64,
+    done: AtomicU64,
     /// Logical block size of the volume; progress of a short transfer counts in whole blocks.
     block: AtomicU32,
     retries: AtomicU32,
@@ -49,8 +49,8 @@ pub struct Accepted {
     pub class: Class,
     /// Echoed in the CQE.
     pub user_data: u64,
-    /// Bytes to move; 0 for operations without data.
-    pub length: u32,
+    /// Bytes of the volume that it is about; 0 for nop and flush.
+    pub length: u64,
     /// Logical block size, bytes, >= 1.
     pub block: u32,
     /// When.
@@ -139,12 +139,12 @@ impl Request {
     }
 
     /// Bytes asked for.
-    pub fn length(&self) -> u32 {
+    pub fn length(&self) -> u64 {
         self.length.load(Relaxed)
     }
 
     /// Bytes moved so far: a multiple of the block size.
-    pub fn done(&self) -> u32 {
+    pub fn done(&self) -> u64 {
         self.done.load(Relaxed)
     }
 
@@ -152,7 +152,7 @@ impl Request {
     pub fn advance(&self, bytes: u32) -> u32 {
         let block = self.block.load(Relaxed).max(1);
         let whole = bytes - bytes % block;
-        self.done.store(self.done() + whole, Relaxed);
+        self.done.store(self.done() + u64::from(whole), Relaxed);
         whole
     }
 

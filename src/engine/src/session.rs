@@ -64,18 +64,27 @@ pub struct SessionSpec {
 /// A grant with what the check needs to know of the volume.
 #[derive(Clone, Copy, Debug)]
 pub struct GrantedVolume {
+    pub(crate) id: VolumeId,
     pub(crate) file: FileIndex,
     pub(crate) size: u64,
     pub(crate) block: u32,
     pub(crate) memory_align: u32,
     pub(crate) writable: bool,
+    /// It was removed, or is being removed.
+    pub(crate) gone: bool,
 }
 
 impl GrantedVolume {
     /// A volume as the check sees it: `size` and `block` in bytes, `memory_align` of the data in memory in bytes. For
     /// fuzzers and tests, which have no driver: the Submitter fills in what [`SessionSpec`] grants.
     pub fn detached(size: u64, block: u32, memory_align: u32, writable: bool) -> Self {
-        Self { file: FileIndex(0), size, block, memory_align, writable }
+        Self { id: VolumeId(0), file: FileIndex(0), size, block, memory_align, writable, gone: false }
+    }
+
+    /// The same after the volume was removed.
+    #[must_use]
+    pub fn removed(self) -> Self {
+        Self { gone: true, ..self }
     }
 }
 
@@ -98,8 +107,8 @@ impl GrantedRegion {
 pub struct Checked {
     /// Class.
     pub class: Class,
-    /// Bytes to move.
-    pub length: u32,
+    /// Bytes of the volume that it is about.
+    pub length: u64,
     /// Logical block size of the volume, or 1.
     pub block: u32,
 }
@@ -154,7 +163,13 @@ impl Rights {
     /// The volume an SQE names.
     pub(crate) fn volume(&self, index: u16) -> Result<&GrantedVolume, i32> {
         let grant = self.volumes.get(usize::from(index)).ok_or(errno::EBADF)?;
-        grant.as_ref().ok_or(errno::EXDEV)
+        let volume = grant.as_ref().ok_or(errno::EXDEV)?;
+        if volume.gone { Err(errno::ENODEV) } else { Ok(volume) }
+    }
+
+    /// The volume that was granted under an index, removed or not; none if it was another engine's.
+    pub(crate) fn grant(&self, index: u16) -> Option<&GrantedVolume> {
+        self.volumes.get(usize::from(index))?.as_ref()
     }
 
     /// The region an SQE names.
@@ -220,7 +235,7 @@ fn check_fields(sqe: &Sqe, op: Opcode) -> Result<(), i32> {
     Ok(())
 }
 
-fn check_range(sqe: &Sqe, volume: &GrantedVolume) -> Result<u32, i32> {
+fn check_range(sqe: &Sqe, volume: &GrantedVolume) -> Result<u64, i32> {
     let block = u64::from(volume.block);
     if sqe.length == 0 || !sqe.length.is_multiple_of(block) || !sqe.offset.is_multiple_of(block) {
         return Err(errno::EINVAL);
@@ -229,7 +244,7 @@ fn check_range(sqe: &Sqe, volume: &GrantedVolume) -> Result<u32, i32> {
         return Err(errno::EMSGSIZE);
     }
     match sqe.offset.checked_add(sqe.length) {
-        Some(end) if end <= volume.size => u32::try_from(sqe.length).map_err(|_| errno::EMSGSIZE),
+        Some(end) if end <= volume.size => Ok(sqe.length),
         _ => Err(errno::ERANGE),
     }
 }
@@ -242,12 +257,16 @@ mod tests {
     const ARENA: u64 = 64 << 10;
 
     fn rights() -> Rights {
-        let volume =
-            GrantedVolume { file: FileIndex(0), size: SIZE, block: 512, memory_align: 512, writable: true };
+        let volume = GrantedVolume::detached(SIZE, 512, 512, true);
         Rights {
             features: FEATURES,
-            volumes: vec![Some(volume), Some(GrantedVolume { writable: false, ..volume }), None],
-            regions: vec![Some(GrantedRegion { index: RegionIndex(0), bytes: ARENA })],
+            volumes: vec![
+                Some(volume),
+                Some(GrantedVolume { writable: false, ..volume }),
+                None,
+                Some(volume.removed()),
+            ],
+            regions: vec![Some(GrantedRegion::detached(ARENA))],
         }
     }
 
@@ -294,9 +313,11 @@ mod tests {
             ("length on a nop", Sqe { length: 1, ..nop }, errno::EINVAL),
             ("volume on a nop", Sqe { volume: 1, ..nop }, errno::EINVAL),
             ("offset on a flush", Sqe { offset: 512, ..flush }, errno::EINVAL),
-            ("volume not granted", Sqe { volume: 3, ..read() }, errno::EBADF),
+            ("volume not granted", Sqe { volume: 4, ..read() }, errno::EBADF),
             ("volume 65535", Sqe { volume: u16::MAX, ..flush }, errno::EBADF),
             ("volume of another engine", Sqe { volume: 2, ..read() }, errno::EXDEV),
+            ("removed volume", Sqe { volume: 3, ..read() }, errno::ENODEV),
+            ("flush of a removed volume", Sqe { volume: 3, ..flush }, errno::ENODEV),
             ("write to a read-only grant", Sqe { volume: 1, ..write() }, errno::EROFS),
             ("length 0", Sqe { length: 0, ..read() }, errno::EINVAL),
             ("misaligned length", Sqe { length: 513, ..read() }, errno::EINVAL),

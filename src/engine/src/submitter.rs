@@ -4,9 +4,11 @@ use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ferrio_driver::{DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf};
 use ferrio_shm::{
-    abi::{Opcode, sqe_flags},
+    abi::{Opcode, errno, sqe_flags},
     ring::RingFault,
 };
+
+mod volumes;
 
 use crate::{
     bell::{Bell, WaitsFor},
@@ -15,11 +17,12 @@ use crate::{
     inject::{Command, Inbox},
     journal::{Journal, Origin},
     queue::{Class, ClassQueues},
-    request::{Accepted, Stage},
+    request::{Accepted, Request, Stage},
     scheduler::{Budgets, Scheduler},
     session::{Checked, op_kind},
     stats::Shared,
     table::{Ended, Sessions},
+    volumes::Volumes,
 };
 
 /// SQEs taken from one queue before the next queue has its turn.
@@ -46,6 +49,7 @@ pub struct Submitter<S> {
     poller: Option<Arc<Bell>>,
     inbox: Inbox,
     sessions: Sessions,
+    volumes: Volumes,
     classes: ClassQueues,
     scheduler: Scheduler,
     /// Free records.
@@ -85,6 +89,7 @@ impl<S: SubmitHalf> Submitter<S> {
         let requests_max = u32::try_from(parts.shared.requests.len()).unwrap_or(u32::MAX);
         Ok(Self {
             sessions: Sessions::new(parts.name, &parts.bell, parts.sessions_max, parts.queues_max)?,
+            volumes: Volumes::new(requests_max),
             driver: parts.driver,
             shared: parts.shared,
             journal: parts.journal,
@@ -133,7 +138,13 @@ impl<S: SubmitHalf> Submitter<S> {
             self.fault_marked();
         }
         work += self.take_submissions(now);
-        work + self.schedule()
+        work += self.schedule();
+        if std::mem::take(&mut self.posted)
+            && let Some(poller) = &self.poller
+        {
+            poller.ring(false);
+        }
+        work
     }
 
     // ---- stage 2: take and validate
@@ -153,11 +164,6 @@ impl<S: SubmitHalf> Submitter<S> {
             }
         }
         self.fault_marked();
-        if std::mem::take(&mut self.posted)
-            && let Some(poller) = &self.poller
-        {
-            poller.ring(false);
-        }
         taken
     }
 
@@ -215,16 +221,28 @@ impl<S: SubmitHalf> Submitter<S> {
             self.classes.push_back(class, slot, record);
             return Ok(());
         };
-        request.issue();
-        for classes in [&self.shared.classes, &queue.shared.classes] {
-            classes[class.index()].submitter.issued.add(1);
-        }
         self.shared.refused.add(1);
-        if self.link.posts.push(Post { record, result: -errno }).is_err() {
+        self.answer(record, -errno);
+        Ok(())
+    }
+
+    /// Answers a request that the driver does not have.
+    fn answer(&mut self, record: u32, result: i32) {
+        let request = &self.shared.requests[record as usize];
+        self.count_issue(request);
+        if self.link.posts.push(Post { record, result }).is_err() {
             unreachable!("the post ring has room for every record");
         }
         self.posted = true;
-        Ok(())
+    }
+
+    /// A request goes to the driver, or has its answer without it. It counts as issued once.
+    fn count_issue(&self, request: &Request) {
+        if request.issue() {
+            for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
+                classes[request.class().index()].submitter.issued.add(1);
+            }
+        }
     }
 
     // ---- stages 4 to 6: schedule and submit
@@ -239,17 +257,20 @@ impl<S: SubmitHalf> Submitter<S> {
             let Some((queue, record)) = self.classes.pop(class) else {
                 unreachable!("the backlog said {class:?}")
             };
-            let op = self.op(queue, record);
+            let op = match self.op(queue, record) {
+                Ok(op) => op,
+                Err(errno) => {
+                    self.driver.cancel_reserved(slot);
+                    self.answer(record, -errno);
+                    continue;
+                }
+            };
             if let Err(slot) = self.submit(slot, record, &op) {
                 self.driver.cancel_reserved(slot);
                 self.classes.push_front(class, queue, record);
                 break;
             }
-            if self.shared.requests[record as usize].issue() {
-                for classes in [&self.shared.classes, &self.sessions.queue(queue).shared.classes] {
-                    classes[class.index()].submitter.issued.add(1);
-                }
-            }
+            self.count_issue(&self.shared.requests[record as usize]);
             submitted += 1;
         }
         if self.driver.staged() > 0 {
@@ -277,8 +298,9 @@ impl<S: SubmitHalf> Submitter<S> {
         }
     }
 
-    /// What the driver is to do for a record: all of it, or what a short transfer left.
-    fn op(&self, queue: u32, record: u32) -> Op {
+    /// What the driver is to do for a record: all of it, or what a short transfer left. Or the errno of its answer: the
+    /// volume or region may have gone, or the volume have shrunk, since it was accepted.
+    fn op(&self, queue: u32, record: u32) -> Result<Op, i32> {
         let sqe = self.journal.sqe(record);
         let request = &self.shared.requests[record as usize];
         let rights = self.sessions.rights(queue);
@@ -294,21 +316,24 @@ impl<S: SubmitHalf> Submitter<S> {
             fua: false,
         };
         if kind == OpKind::Nop {
-            return op;
+            return Ok(op);
         }
-        // Checked at stage 2; rights do not change while requests of the session are accepted.
-        let Ok(volume) = rights.volume(sqe.volume) else { unreachable!("checked volume {}", sqe.volume) };
+        let volume = rights.volume(sqe.volume)?;
         op.file = volume.file;
         if kind == OpKind::Flush {
-            return op;
+            return Ok(op);
         }
-        let Ok(region) = rights.region(sqe.region) else { unreachable!("checked region {}", sqe.region) };
+        let region = rights.region(sqe.region)?;
         op.region = region.index;
-        op.region_offset = sqe.region_offset + u64::from(done);
-        op.length = request.length() - done;
-        op.offset = sqe.offset + u64::from(done);
+        op.region_offset = sqe.region_offset + done;
+        // At most DATA_BYTES_MAX, as was checked.
+        op.length = (request.length() - done) as u32;
+        op.offset = sqe.offset + done;
         op.fua = sqe.flags & sqe_flags::FUA != 0;
-        op
+        if sqe.offset + request.length() > volume.size {
+            return Err(errno::ERANGE);
+        }
+        Ok(op)
     }
 
     // ---- what comes back
@@ -364,6 +389,9 @@ impl<S: SubmitHalf> Submitter<S> {
     fn settle(&mut self, record: u32) {
         let queue = self.shared.requests[record as usize].queue();
         self.free.push(record);
+        if self.volumes.waits_for_requests() {
+            self.volumes.settle(&mut self.driver, record);
+        }
         if let Some(ended) = self.sessions.settle(queue) {
             self.end(ended);
         }
@@ -385,11 +413,27 @@ impl<S: SubmitHalf> Submitter<S> {
             taken += 1;
             match command {
                 Command::AddVolume { target, reply } => {
-                    reply(self.sessions.add_volume(&mut self.driver, target));
+                    reply(self.volumes.add(self.sessions.name(), &mut self.driver, target));
+                }
+                Command::RemoveVolume { volume, done } => self.remove_volume(volume, done),
+                Command::ResizeVolume { volume, size_bytes, done } => {
+                    self.resize_volume(volume, size_bytes, done);
+                }
+                Command::AddRegion { session_id, index, region, reply } => {
+                    reply(self.sessions.add_region(&mut self.driver, session_id, index, region));
+                }
+                Command::RemoveRegion { session_id, index, reply } => {
+                    reply(self.sessions.remove_region(&mut self.driver, session_id, index));
                 }
                 Command::OpenSession { spec, shared, reply } => {
-                    let opened =
-                        self.sessions.open(&mut self.driver, *spec, shared, &self.journal, &self.link);
+                    let opened = self.sessions.open(
+                        &mut self.driver,
+                        &self.volumes,
+                        *spec,
+                        shared,
+                        &self.journal,
+                        &self.link,
+                    );
                     if let Ok(slots) = &opened {
                         slots.iter().for_each(|slot| self.classes.add_queue(*slot));
                     }
@@ -458,7 +502,10 @@ impl<S: SubmitHalf> Submitter<S> {
             self.fault_marked();
             return Ok(());
         }
-        let idle = self.classes.is_empty() && !self.sessions.waits_for_returns() && !self.draining;
+        let idle = self.classes.is_empty()
+            && !self.sessions.waits_for_returns()
+            && !self.volumes.waits_for_requests()
+            && !self.draining;
         self.bell.announce(if idle { WaitsFor::Urgent } else { WaitsFor::Anything });
         if !self.inbox.is_empty() || !self.link.returns.is_empty() || reaper_has_work() {
             self.bell.retract();

@@ -11,9 +11,9 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use ferrio_driver::{RegionIndex, SubmitHalf, Target};
+use ferrio_driver::{RegionIndex, SubmitHalf};
 use ferrio_shm::{
-    abi::SessionState as HeaderState,
+    abi::{SessionState as HeaderState, limits},
     doorbell::{DoorbellRx, Drained},
     mapping::{MappedQueue, Region, SessionHeader},
     ring::{CqCredit, CqProducer, RingFault, SqConsumer},
@@ -29,6 +29,7 @@ use crate::{
     journal::Journal,
     session::{GrantedRegion, GrantedVolume, Rights, SessionSpec, VolumeId},
     stats::QueueShared,
+    volumes::Volumes,
 };
 
 /// Epoll data of the Submitter's bell; session keys are small.
@@ -81,7 +82,6 @@ pub(crate) struct Sessions {
     sessions: Slab<Session>,
     queues: Slab<Queue>,
     by_id: HashMap<u64, usize>,
-    volumes: Vec<GrantedVolume>,
     polled: Vec<u32>,
     /// Went to sleep with the Submitter, with requests in flight.
     interrupted: Vec<u32>,
@@ -103,7 +103,6 @@ impl Sessions {
             sessions: Slab::new(),
             queues: Slab::new(),
             by_id: HashMap::new(),
-            volumes: Vec::new(),
             polled: Vec::with_capacity(queues_max as usize),
             interrupted: Vec::with_capacity(INTERRUPTED_MAX),
             marked: Vec::with_capacity(16),
@@ -120,28 +119,14 @@ impl Sessions {
         &self.epoll
     }
 
+    /// Name of the engine.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Requests accepted and not settled.
     pub fn outstanding(&self) -> u64 {
         self.outstanding
-    }
-
-    /// Registers a volume with the driver.
-    pub fn add_volume(
-        &mut self,
-        driver: &mut impl SubmitHalf,
-        target: Arc<Target>,
-    ) -> Result<VolumeId, EngineError> {
-        let volume = GrantedVolume {
-            size: target.size_bytes(),
-            block: target.block_bytes(),
-            memory_align: target.memory_align_bytes(),
-            writable: !target.read_only(),
-            file: driver
-                .register_file(target)
-                .map_err(|source| EngineError::Driver { engine: self.name.clone(), source })?,
-        };
-        self.volumes.push(volume);
-        Ok(VolumeId(self.volumes.len() as u32 - 1))
     }
 
     // ---- open
@@ -150,6 +135,7 @@ impl Sessions {
     pub fn open(
         &mut self,
         driver: &mut impl SubmitHalf,
+        volumes: &Volumes,
         spec: SessionSpec,
         shared: Vec<Arc<QueueShared>>,
         journal: &Journal,
@@ -167,7 +153,7 @@ impl Sessions {
         }
         let header =
             SessionHeader::new(Arc::clone(&spec.memory)).ok_or(bad("memory without room for the header"))?;
-        let rights = self.rights_of(driver, &spec)?;
+        let rights = self.rights_of(driver, volumes, &spec)?;
         let entry = self.sessions.vacant_entry();
         let key = entry.key();
         let data = epoll::EventData::new_u64(key as u64);
@@ -233,7 +219,12 @@ impl Sessions {
         Ok(())
     }
 
-    fn rights_of(&self, driver: &mut impl SubmitHalf, spec: &SessionSpec) -> Result<Rights, EngineError> {
+    fn rights_of(
+        &self,
+        driver: &mut impl SubmitHalf,
+        known: &Volumes,
+        spec: &SessionSpec,
+    ) -> Result<Rights, EngineError> {
         let bad = |what| EngineError::Spec { session: spec.session_id, what };
         let mut volumes = Vec::with_capacity(spec.grants.len());
         for grant in &spec.grants {
@@ -241,9 +232,8 @@ impl Sessions {
                 volumes.push(None);
                 continue;
             };
-            let volume =
-                self.volumes.get(grant.volume.0 as usize).ok_or(bad("grant of an unknown volume"))?;
-            volumes.push(Some(GrantedVolume { writable: volume.writable && grant.writable, ..*volume }));
+            let volume = known.grant(grant.volume).ok_or(bad("grant of an unknown volume"))?;
+            volumes.push(Some(GrantedVolume { writable: volume.writable && grant.writable, ..volume }));
         }
         let bytes = spec.layout.arena_bytes;
         let mut regions = Vec::new();
@@ -256,6 +246,70 @@ impl Sessions {
             regions.push(Some(GrantedRegion { index, bytes }));
         }
         Ok(Rights::new(spec.features, volumes, regions))
+    }
+
+    /// Changes a volume in the rights of every session.
+    pub fn set_volume(&mut self, id: VolumeId, change: impl Fn(&mut GrantedVolume)) {
+        let grants = self.sessions.iter_mut().flat_map(|(_, session)| &mut session.rights.volumes);
+        grants.flatten().filter(|grant| grant.id == id).for_each(change);
+    }
+
+    /// Adds memory that requests of a session may name.
+    pub fn add_region(
+        &mut self,
+        driver: &mut impl SubmitHalf,
+        session_id: u64,
+        index: u16,
+        region: Region,
+    ) -> Result<(), EngineError> {
+        let name = self.name.clone();
+        let regions = self.regions_of(session_id)?;
+        if index == 0 || u32::from(index) >= limits::REGIONS_MAX {
+            return Err(EngineError::RegionIndex { session: session_id, index });
+        }
+        let place = usize::from(index);
+        if regions.get(place).is_some_and(Option::is_some) {
+            return Err(EngineError::RegionInUse { session: session_id, index });
+        }
+        let bytes = region.len();
+        let index =
+            driver.register_region(region).map_err(|source| EngineError::Driver { engine: name, source })?;
+        if regions.len() <= place {
+            regions.resize(place + 1, None);
+        }
+        regions[place] = Some(GrantedRegion { index, bytes });
+        Ok(())
+    }
+
+    /// Takes memory away from a session, unless the driver may still use it.
+    pub fn remove_region(
+        &mut self,
+        driver: &mut impl SubmitHalf,
+        session_id: u64,
+        index: u16,
+    ) -> Result<(), EngineError> {
+        let regions = self.regions_of(session_id)?;
+        let region = regions.get_mut(usize::from(index)).filter(|_| index != 0);
+        let Some(region) = region.filter(|region| region.is_some()) else {
+            return Err(EngineError::NoRegion { session: session_id, index });
+        };
+        if let Some(granted) = region {
+            driver.unregister_region(granted.index).map_err(|busy| EngineError::RegionBusy {
+                session: session_id,
+                index,
+                in_flight: busy.in_flight,
+            })?;
+        }
+        *region = None;
+        Ok(())
+    }
+
+    fn regions_of(&mut self, session_id: u64) -> Result<&mut Vec<Option<GrantedRegion>>, EngineError> {
+        let key = self.by_id.get(&session_id).copied();
+        let session = key.map(|key| &mut self.sessions[key]).filter(|session| session.closing.is_none());
+        session
+            .map(|session| &mut session.rights.regions)
+            .ok_or(EngineError::NoSession { session: session_id })
     }
 
     // ---- polled queues

@@ -29,6 +29,8 @@ pub mod limits {
     pub const QUEUES_MAX: u32 = 64;
     /// Doorbells of a session towards the daemon.
     pub const DOORBELLS_MAX: u32 = 64;
+    /// Regions of a session, the arena included; an index is below it.
+    pub const REGIONS_MAX: u32 = 256;
     /// Part of a region that one fixed buffer of the kernel covers. Bytes.
     pub const REGION_FIXED_MAX: u64 = 1 << 30;
 }

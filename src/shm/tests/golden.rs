@@ -220,6 +220,7 @@ fn limits_and_errnos() {
         ("DATA_BYTES_MAX", limits::DATA_BYTES_MAX),
         ("QUEUES_MAX", u64::from(limits::QUEUES_MAX)),
         ("DOORBELLS_MAX", u64::from(limits::DOORBELLS_MAX)),
+        ("REGIONS_MAX", u64::from(limits::REGIONS_MAX)),
         ("LEASE_MESSAGE_MAX", LEASE_MESSAGE_MAX as u64),
     ] {
         assert_row(name, value);

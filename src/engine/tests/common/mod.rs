@@ -11,7 +11,7 @@ use std::{
 
 use ferrio_driver::{Driver, OpenOptions, Target, select::BackendChoice};
 use ferrio_engine::{
-    EngineConfig, Grant, QueueAttach, SessionSpec, Threads, VolumeId,
+    EngineConfig, EngineError, Grant, QueueAttach, SessionSpec, Threads, VolumeId,
     clock::{self, Nanos},
     engine::Threaded,
     inject::Command,
@@ -93,6 +93,10 @@ impl<D: Driver> Rig<D> {
     }
 
     pub fn open(&mut self, volume: VolumeId, entries: u32) -> Client {
+        self.try_open(volume, entries).unwrap()
+    }
+
+    pub fn try_open(&mut self, volume: VolumeId, entries: u32) -> Result<Client, EngineError> {
         let layout =
             SessionLayout::new(&[QueueSpec { sq_entries: entries, cq_entries: entries }], ARENA_BYTES)
                 .unwrap();
@@ -122,9 +126,9 @@ impl<D: Driver> Rig<D> {
         let (sender, receiver) = mpsc::channel();
         let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
         self.command(Command::OpenSession { spec: Box::new(spec), shared: vec![shared], reply });
-        receiver.try_recv().unwrap().unwrap();
+        receiver.try_recv().unwrap()?;
         let queue = MappedQueue::new(Arc::clone(&memory), &layout.queues[0]).unwrap();
-        Client {
+        Ok(Client {
             id,
             sq: SqProducer::new(queue.clone()),
             cq: CqConsumer::new(queue),
@@ -133,7 +137,7 @@ impl<D: Driver> Rig<D> {
             to_daemon: Some(to_daemon),
             from_daemon,
             fault,
-        }
+        })
     }
 
     pub fn command(&mut self, command: Command) {

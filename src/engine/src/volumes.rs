@@ -1,0 +1,170 @@
+//! The volumes of one engine: they come, change their size and go while requests are on their way.
+//!
+//! What a session may do with a volume is copied into its [`crate::session::Rights`], so that a request finds it without
+//! coming here; a volume that changes is changed in the rights of every session. Ids are used again once a removal is
+//! done: until then all rights that name the volume say that it is gone.
+
+use std::sync::Arc;
+
+use ferrio_driver::{SubmitHalf, Target};
+use slab::Slab;
+
+use crate::{
+    config::EngineError,
+    inject::Done,
+    session::{GrantedVolume, VolumeId},
+};
+
+struct Volume {
+    grant: GrantedVolume,
+    target: Arc<Target>,
+    /// Called once nothing of it is in flight; not empty while it is being removed.
+    removals: Vec<Done>,
+    shrink: Option<Shrink>,
+}
+
+/// Requests issued before reach beyond the new end.
+struct Shrink {
+    /// How many, each of them marked.
+    left: u32,
+    done: Vec<Done>,
+}
+
+/// No mark. Else it is the id of a volume, plus one.
+const UNMARKED: u32 = 0;
+
+/// See the module.
+pub(crate) struct Volumes {
+    volumes: Slab<Volume>,
+    /// By record: a volume that shrank waits for this request.
+    marks: Box<[u32]>,
+    removing: Vec<VolumeId>,
+    /// Removals and shrinks that wait for requests.
+    waiting: u32,
+}
+
+impl Volumes {
+    /// None yet, for requests in records `0..requests_max`.
+    pub fn new(requests_max: u32) -> Self {
+        Self {
+            volumes: Slab::new(),
+            marks: vec![UNMARKED; requests_max as usize].into(),
+            removing: Vec::new(),
+            waiting: 0,
+        }
+    }
+
+    /// Registers a volume with the driver.
+    pub fn add(
+        &mut self,
+        engine: &str,
+        driver: &mut impl SubmitHalf,
+        target: Arc<Target>,
+    ) -> Result<VolumeId, EngineError> {
+        let file = driver
+            .register_file(Arc::clone(&target))
+            .map_err(|source| EngineError::Driver { engine: engine.to_owned(), source })?;
+        let entry = self.volumes.vacant_entry();
+        let id = VolumeId(entry.key() as u32);
+        let grant = GrantedVolume {
+            id,
+            file,
+            size: target.size_bytes(),
+            block: target.block_bytes(),
+            memory_align: target.memory_align_bytes(),
+            writable: !target.read_only(),
+            gone: false,
+        };
+        entry.insert(Volume { grant, target, removals: Vec::new(), shrink: None });
+        Ok(id)
+    }
+
+    /// What a session that is granted the volume may do with it, writing included. `None`: there is no such volume, or it
+    /// is being removed.
+    pub fn grant(&self, id: VolumeId) -> Option<GrantedVolume> {
+        let volume = self.volumes.get(id.0 as usize)?;
+        (!volume.grant.gone).then_some(volume.grant)
+    }
+
+    /// Somebody waits for requests: [`Self::settle`] them.
+    pub fn waits_for_requests(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// The volume takes nothing more and goes when nothing of it is in flight.
+    pub fn remove(&mut self, driver: &mut impl SubmitHalf, id: VolumeId, done: Done) {
+        let Some(volume) = self.volumes.get_mut(id.0 as usize) else { return done() };
+        volume.grant.gone = true;
+        volume.removals.push(done);
+        self.removing.push(id);
+        self.waiting += 1;
+        self.finish_removals(driver);
+    }
+
+    /// The volume ends at `size` from now on; `beyond` are the records of its issued requests that reach beyond that.
+    /// While a shrink waits, a further one joins it.
+    pub fn resize(&mut self, id: VolumeId, size: u64, beyond: impl Iterator<Item = u32>, done: Done) {
+        let Some(volume) = self.volumes.get_mut(id.0 as usize) else { return done() };
+        let grows = size >= volume.grant.size;
+        volume.grant.size = size;
+        let mut left = 0;
+        for record in beyond {
+            let mark = &mut self.marks[record as usize];
+            left += u32::from(*mark == UNMARKED);
+            *mark = id.0 + 1;
+        }
+        match &mut volume.shrink {
+            Some(shrink) if !grows => {
+                shrink.left += left;
+                shrink.done.push(done);
+            }
+            None if left > 0 => {
+                volume.shrink = Some(Shrink { left, done: vec![done] });
+                self.waiting += 1;
+            }
+            _ => done(),
+        }
+    }
+
+    /// A request was answered or dropped, and its slot released. Call while [`Self::waits_for_requests`].
+    #[cold]
+    pub fn settle(&mut self, driver: &mut impl SubmitHalf, record: u32) {
+        let mark = std::mem::replace(&mut self.marks[record as usize], UNMARKED);
+        if let Some(id) = mark.checked_sub(1)
+            && let Some(volume) = self.volumes.get_mut(id as usize)
+            && let Some(shrink) = &mut volume.shrink
+        {
+            shrink.left -= 1;
+            if shrink.left == 0 {
+                self.waiting -= 1;
+                volume.shrink.take().into_iter().flat_map(|shrink| shrink.done).for_each(|done| done());
+            }
+        }
+        self.finish_removals(driver);
+    }
+
+    fn finish_removals(&mut self, driver: &mut impl SubmitHalf) {
+        for position in (0..self.removing.len()).rev() {
+            let id = self.removing[position];
+            let gone = match self.volumes.get(id.0 as usize) {
+                Some(volume) => driver.unregister_file(volume.grant.file).is_ok(),
+                None => true, // asked for twice
+            };
+            if gone {
+                self.removing.swap_remove(position);
+                self.forget(id);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.try_remove(id.0 as usize) else { return };
+        // Let go before anyone is told: whoever waits for it may want to open it anew.
+        drop(volume.target);
+        self.waiting -= volume.removals.len() as u32 + u32::from(volume.shrink.is_some());
+        // Requests that wait to go on, which they will not: they must not count for the next volume of this id.
+        self.marks.iter_mut().filter(|mark| **mark == id.0 + 1).for_each(|mark| *mark = UNMARKED);
+        volume.removals.into_iter().for_each(|done| done());
+        volume.shrink.into_iter().flat_map(|shrink| shrink.done).for_each(|done| done());
+    }
+}
