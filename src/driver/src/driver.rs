@@ -32,7 +32,8 @@
 //!
 //! A request that `submit` took is answered by exactly one [`Completion`]. An operation the driver
 //! refuses (unknown file: `-EBADF`, unknown region: `-ENXIO`, range outside the region: `-EFAULT`, more
-//! than [`LENGTH_MAX`] bytes: `-EINVAL`) and one the kernel refuses both become completions with their
+//! than [`LENGTH_MAX`] bytes, segments that are none, too many or not the length in sum: `-EINVAL`, what the target
+//! cannot do: `-EOPNOTSUPP`, see [`Target::capabilities`]) and one the kernel refuses both become completions with their
 //! errno. `Err` from `submit` only ever means "commit first", and gives the slot back. Short transfers
 //! are reported as they are; resubmitting the rest is the business of the engine, as are offsets,
 //! lengths and alignment: for any `Op` whatever the driver is memory safe, not helpful.
@@ -71,6 +72,13 @@ use crate::target::Target;
 /// Bytes of one request at most; so that byte counts and negative errnos never meet in an `i32`.
 pub const LENGTH_MAX: u32 = 1 << 30;
 
+/// Pieces of memory of one vectored request at most: `ferrio_shm::abi::IOV_MAX`.
+pub const SEGMENTS_MAX: usize = 256;
+
+/// Vectored requests in flight at most, where the depth allows as many: each has a block for its iovec, all of which
+/// are there from the start.
+pub const VECTORED_MAX: u32 = 256;
+
 /// Requests in flight at most: what the completion queue of io_uring can hold twice.
 pub const DEPTH_MAX: u32 = 16384;
 
@@ -85,6 +93,17 @@ pub enum OpKind {
     Write,
     /// What was written and completed before is on stable storage (`fdatasync`).
     Flush,
+    /// The range has undefined content afterwards, and its space may be given back.
+    Discard,
+    /// The range reads as zeros afterwards.
+    WriteZeroes,
+}
+
+impl OpKind {
+    /// Works on a range of the file and moves no data: `Discard`, `WriteZeroes`.
+    pub const fn is_range(self) -> bool {
+        matches!(self, OpKind::Discard | OpKind::WriteZeroes)
+    }
 }
 
 /// One request. Plain data: any value is memory safe.
@@ -94,16 +113,36 @@ pub struct Op {
     pub kind: OpKind,
     /// Registered file; not looked at for `Nop`.
     pub file: FileIndex,
-    /// Registered region; looked at for `Read` and `Write` only.
+    /// Registered region; looked at for `Read` and `Write` only, unless they are vectored.
     pub region: RegionIndex,
     /// Where in the region the data is, in bytes.
     pub region_offset: u64,
-    /// Bytes to transfer, at most [`LENGTH_MAX`].
+    /// Bytes to transfer, discard or zero, at most [`LENGTH_MAX`].
     pub length: u32,
     /// Where in the file, in bytes.
     pub offset: u64,
     /// `Write` only: on stable storage before it completes (`RWF_DSYNC`).
     pub fua: bool,
+}
+
+/// One piece of the memory of a vectored request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Registered region.
+    pub region: RegionIndex,
+    /// Where in the region the piece begins, in bytes.
+    pub offset: u64,
+    /// Bytes of the piece.
+    pub length: u32,
+}
+
+/// Whether a region's pages shall be pinned where the backend gains by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// Memory that much data goes through.
+    Yes,
+    /// Memory that is touched seldom, or shall come into being page by page.
+    No,
 }
 
 /// A file registered with [`SubmitHalf::register_file`].
@@ -121,7 +160,7 @@ pub struct Completion {
     pub tag: Tag,
     /// The word given to `submit`.
     pub user: u32,
-    /// Bytes transferred, or a negative errno.
+    /// Bytes transferred (0 for what transfers none), or a negative errno.
     pub result: i32,
 }
 
@@ -145,6 +184,9 @@ pub struct DriverConfig {
     pub files_max: u32,
     /// Regions registered at most.
     pub regions_max: u32,
+    /// Threads of the helper pool at most, for what the backend cannot do without blocking. They are started when the first
+    /// target that may need them is registered.
+    pub helpers: u32,
     /// How long the last half to be dropped waits for the kernel before it leaks what is in flight.
     pub drain_limit: Duration,
 }
@@ -156,6 +198,7 @@ impl Default for DriverConfig {
             shape: Shape::One,
             files_max: 64,
             regions_max: 1024,
+            helpers: 4,
             drain_limit: Duration::from_secs(10),
         }
     }
@@ -266,6 +309,17 @@ pub trait SubmitHalf: Send + 'static {
     /// the completion. `Err` gives the slot back: the batch is full, commit first.
     fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved>;
 
+    /// Stages a `Read` or `Write` over several pieces of memory, in their order: [`Op::length`] is their sum, the op's own
+    /// region is not looked at. The segments are copied before it returns. `Err` gives the slot back: the batch is
+    /// full, commit first, or [`VECTORED_MAX`] of them are in flight, release one first.
+    fn submit_vectored(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: &[Segment],
+    ) -> Result<Tag, Reserved>;
+
     /// Gives the batch to the kernel, in order, in one system call, and says how many requests the kernel
     /// took. EINTR is retried. EAGAIN and EBUSY keep what the kernel did not take for the next commit:
     /// `staged` says how many. A request that the kernel refuses becomes a completion.
@@ -290,9 +344,15 @@ pub trait SubmitHalf: Send + 'static {
     /// Forgets a file. An index that is not registered is fine.
     fn unregister_file(&mut self, file: FileIndex) -> Result<(), Busy>;
 
-    /// Makes a region usable in [`Op::region`], and pins its pages where the backend gains by it. Pinning that
-    /// fails is not an error: the region works unpinned and [`info`](Self::info) says so.
-    fn register_region(&mut self, region: Region) -> Result<RegionIndex, DriverError>;
+    /// Makes a region usable in [`Op::region`] at once. With [`Pin::Yes`] its pages are pinned where the backend gains by it,
+    /// by [`continue_pinning`](Self::continue_pinning). Pinning that fails is not an error: the region works unpinned and
+    /// [`info`](Self::info) says so.
+    fn register_region(&mut self, region: Region, pin: Pin) -> Result<RegionIndex, DriverError>;
+
+    /// Pins the next part of the registered regions, or unpins the next part of those unregistered, and says whether
+    /// more is left to do. Bounded: the thread is away for milliseconds. Call it between batches, until it says
+    /// `false`; costs a load when there is nothing to do.
+    fn continue_pinning(&mut self) -> bool;
 
     /// Forgets a region and unpins its pages. An index that is not registered is fine.
     fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy>;

@@ -3,26 +3,31 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use ferrio_shm::mapping::Region;
+use ferrio_shm::mapping::{Region, RegionSlice};
 use rtrb::Producer;
 
 use crate::arrivals::{Arrivals, Injected};
 use crate::bell::Bell;
 use crate::driver::{
-    Busy, DriverConfig, DriverError, FileIndex, LENGTH_MAX, Op, OpKind, RegionIndex, Reserved,
+    Busy, DriverConfig, DriverError, FileIndex, LENGTH_MAX, Op, OpKind, RegionIndex, Reserved, SEGMENTS_MAX,
+    Segment, VECTORED_MAX,
 };
+use crate::iovecs::Iovecs;
 use crate::slab::StableSlab;
 use crate::slot_table::SlotTable;
 use crate::tag::Tag;
-use crate::target::{Target, TargetKind};
+use crate::target::{Method, Target, TargetKind};
 
 const UNPINNED: u32 = u32::MAX;
+/// Set in [`Slot::memory`]: a block of iovecs, not a region.
+const BLOCK: u32 = 1 << 31;
 
 /// A slot: what its request pins, and what the backend keeps in it (`S`).
 #[derive(Debug, Default)]
 pub(crate) struct Slot<S> {
     file: u32,
-    region: u32,
+    /// A region, or the block with the iovec of a vectored request, which knows its regions.
+    memory: u32,
     pub(crate) own: S,
 }
 
@@ -32,6 +37,7 @@ pub(crate) struct Pinned<S, R> {
     pub(crate) slots: StableSlab<Slot<S>>,
     pub(crate) files: Vec<Option<FileEntry>>,
     pub(crate) regions: Vec<Option<RegionEntry<R>>>,
+    iovecs: Iovecs,
 }
 
 #[derive(Debug)]
@@ -52,8 +58,19 @@ pub(crate) struct RegionEntry<R> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transfer {
     pub(crate) fd: RawFd,
-    /// First byte in our memory; dangling for a flush.
+    /// First byte in our memory; dangling for what moves no data.
     pub(crate) address: *mut u8,
+}
+
+/// Where a vectored request goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gathered {
+    /// Its iovec stands in the block.
+    Kernel { fd: RawFd, block: u32 },
+    /// Answered by the driver itself.
+    Inline(i32),
+    /// All blocks are taken.
+    Full,
 }
 
 /// Where a request goes.
@@ -81,14 +98,15 @@ impl<S, R> Ledger<S, R> {
         let pinned = Pinned {
             slots: StableSlab::new(config.depth),
             files: (0..config.files_max).map(|_| None).collect(),
-            regions: (0..config.regions_max).map(|_| None).collect(),
+            regions: (0..config.regions_max.min(BLOCK)).map(|_| None).collect(),
+            iovecs: Iovecs::new(config.depth.min(VECTORED_MAX)),
         };
         let arrivals = Arrivals::new(Arc::clone(&table), consumer);
         (Ledger { pinned, table, injected, unannounced: false, bell }, arrivals)
     }
 
     pub(crate) fn reserve(&mut self, own: S) -> Option<Reserved> {
-        let slot = Slot { file: UNPINNED, region: UNPINNED, own };
+        let slot = Slot { file: UNPINNED, memory: UNPINNED, own };
         self.pinned.slots.insert(slot).ok().map(Reserved)
     }
 
@@ -110,23 +128,94 @@ impl<S, R> Ledger<S, R> {
         let Some(target) = self.file(op.file).map(|entry| &*entry.target) else {
             return Route::Inline(-libc::EBADF);
         };
-        let address = if op.kind == OpKind::Flush {
-            std::ptr::dangling_mut()
-        } else {
-            // An offset of all ones would mean "at the file's own position" to io_uring.
-            if op.length > LENGTH_MAX || op.offset > i64::MAX.cast_unsigned() {
-                return Route::Inline(-libc::EINVAL);
-            }
-            let Some(entry) = self.region(op.region) else { return Route::Inline(-libc::ENXIO) };
-            let Some(slice) = entry.region.slice(op.region_offset, op.length.into()) else {
-                return Route::Inline(-libc::EFAULT);
-            };
-            slice.as_ptr()
+        // An offset of all ones would mean "at the file's own position" to io_uring.
+        let out_of_range = op.length > LENGTH_MAX || op.offset > i64::MAX.cast_unsigned();
+        let address = match op.kind {
+            OpKind::Nop | OpKind::Flush => std::ptr::dangling_mut(),
+            _ if out_of_range => return Route::Inline(-libc::EINVAL),
+            OpKind::Read | OpKind::Write => match self.memory(op.region, op.region_offset, op.length) {
+                Ok(memory) => memory.as_ptr(),
+                Err(errno) => return Route::Inline(-errno),
+            },
+            OpKind::Discard | OpKind::WriteZeroes => match target.method(op.kind) {
+                Method::Unsupported => return Route::Inline(-libc::EOPNOTSUPP),
+                _ => std::ptr::dangling_mut(),
+            },
         };
         match target.as_fd() {
             Some(fd) => Route::Kernel(Transfer { fd: fd.as_raw_fd(), address }),
             None => Route::Inline(null_result(target, op)),
         }
+    }
+
+    /// Says where a vectored request goes. Whatever the segments hold, those in the block lie within registered regions; a
+    /// block that is not armed is to be given back.
+    pub(crate) fn gather(&mut self, op: &Op, segments: &[Segment]) -> Gathered {
+        let Some(target) = self.file(op.file).map(|entry| &*entry.target) else {
+            return Gathered::Inline(-libc::EBADF);
+        };
+        let length: u64 = segments.iter().map(|segment| u64::from(segment.length)).sum();
+        let fits = (1..=SEGMENTS_MAX).contains(&segments.len())
+            && matches!(op.kind, OpKind::Read | OpKind::Write)
+            && length == u64::from(op.length)
+            && op.length <= LENGTH_MAX
+            && op.offset <= i64::MAX.cast_unsigned();
+        if !fits {
+            return Gathered::Inline(-libc::EINVAL);
+        }
+        let target = target.as_fd().map(|fd| fd.as_raw_fd()).ok_or_else(|| null_result(target, op));
+        let Some(block) = self.pinned.iovecs.take() else { return Gathered::Full };
+        let filled = self.fill(block, segments);
+        match (filled, target) {
+            (Ok(()), Ok(fd)) => Gathered::Kernel { fd, block },
+            (Err(errno), _) => {
+                self.give_block(block);
+                Gathered::Inline(-errno)
+            }
+            (Ok(()), Err(result)) => {
+                self.give_block(block);
+                Gathered::Inline(result)
+            }
+        }
+    }
+
+    fn fill(&mut self, block: u32, segments: &[Segment]) -> Result<(), i32> {
+        let Pinned { regions, iovecs, .. } = &mut self.pinned;
+        for segment in segments {
+            let memory = slice(regions, segment.region, segment.offset, segment.length)?;
+            iovecs.push(block, segment.region.0, memory);
+        }
+        Ok(())
+    }
+
+    /// Gives back a block that was not armed.
+    pub(crate) fn give_block(&mut self, block: u32) {
+        self.pinned.iovecs.give(block);
+    }
+
+    /// A block's iovec and its length, for the kernel: valid until the request is released.
+    pub(crate) fn iovec(&self, block: u32) -> (*const libc::iovec, u32) {
+        self.pinned.iovecs.iovec(block)
+    }
+
+    /// As [`arm`](Self::arm), for a request whose iovec stands in `block`.
+    pub(crate) fn arm_block(&mut self, slot: &Reserved, user: u32, op: &Op, block: u32) -> Option<&mut S> {
+        let tag = slot.0;
+        if self.table.is_armed(tag) {
+            return None;
+        }
+        let Pinned { slots, files, regions, iovecs } = &mut self.pinned;
+        let slot = slots.get(tag)?;
+        let file = files.get_mut(op.file.0 as usize).and_then(Option::as_mut)?;
+        for &region in iovecs.regions(block) {
+            if let Some(entry) = regions.get_mut(region as usize).and_then(Option::as_mut) {
+                entry.in_flight += 1;
+            }
+        }
+        file.in_flight += 1;
+        (slot.file, slot.memory) = (op.file.0, BLOCK | block);
+        self.table.arm(tag, user);
+        Some(&mut slot.own)
     }
 
     /// Pins file and region and lets the reap half believe the answer. Gives `None` if the slot is not a
@@ -136,14 +225,14 @@ impl<S, R> Ledger<S, R> {
         if self.table.is_armed(tag) {
             return None;
         }
-        let Pinned { slots, files, regions } = &mut self.pinned;
+        let Pinned { slots, files, regions, .. } = &mut self.pinned;
         let slot = slots.get(tag)?;
         if matches!(route, Route::Kernel(_)) {
             let file = files.get_mut(op.file.0 as usize).and_then(Option::as_mut)?;
-            if op.kind != OpKind::Flush {
+            if matches!(op.kind, OpKind::Read | OpKind::Write) {
                 let region = regions.get_mut(op.region.0 as usize).and_then(Option::as_mut)?;
                 region.in_flight += 1;
-                slot.region = op.region.0;
+                slot.memory = op.region.0;
             }
             file.in_flight += 1;
             slot.file = op.file.0;
@@ -178,14 +267,26 @@ impl<S, R> Ledger<S, R> {
         if self.table.is_armed(tag) {
             return;
         }
-        let Pinned { slots, files, regions } = &mut self.pinned;
+        let Pinned { slots, files, regions, .. } = &mut self.pinned;
         let Some(slot) = slots.remove(tag) else { return };
         if let Some(entry) = files.get_mut(slot.file as usize).and_then(Option::as_mut) {
             entry.in_flight -= 1;
         }
-        if let Some(entry) = regions.get_mut(slot.region as usize).and_then(Option::as_mut) {
+        if let Some(entry) = regions.get_mut(slot.memory as usize).and_then(Option::as_mut) {
             entry.in_flight -= 1;
+        } else if slot.memory != UNPINNED {
+            self.release_block(slot.memory & !BLOCK);
         }
+    }
+
+    fn release_block(&mut self, block: u32) {
+        let Pinned { regions, iovecs, .. } = &mut self.pinned;
+        for &region in iovecs.regions(block) {
+            if let Some(entry) = regions.get_mut(region as usize).and_then(Option::as_mut) {
+                entry.in_flight -= 1;
+            }
+        }
+        iovecs.give(block);
     }
 
     pub(crate) fn register_file(&mut self, target: Arc<Target>) -> Result<FileIndex, DriverError> {
@@ -229,15 +330,40 @@ impl<S, R> Ledger<S, R> {
         self.pinned.files.iter().flatten().map(|entry| &*entry.target)
     }
 
+    /// The target of a registered file.
+    pub(crate) fn target(&self, file: FileIndex) -> Option<&Target> {
+        self.file(file).map(|entry| &*entry.target)
+    }
+
+    fn memory(&self, region: RegionIndex, offset: u64, length: u32) -> Result<RegionSlice<'_>, i32> {
+        slice(&self.pinned.regions, region, offset, length)
+    }
+
     fn file(&self, file: FileIndex) -> Option<&FileEntry> {
         self.pinned.files.get(file.0 as usize)?.as_ref()
     }
 
     /// Everything the kernel may still use and who it owes, for when the submit half goes first.
     pub(crate) fn take_pinned(&mut self) -> (Pinned<S, R>, Arc<SlotTable>) {
-        let none = Pinned { slots: StableSlab::new(0), files: Vec::new(), regions: Vec::new() };
+        let none = Pinned {
+            slots: StableSlab::new(0),
+            files: Vec::new(),
+            regions: Vec::new(),
+            iovecs: Iovecs::new(0),
+        };
         (std::mem::replace(&mut self.pinned, none), Arc::clone(&self.table))
     }
+}
+
+/// A stretch of a registered region, or the errno that says why not.
+fn slice<R>(
+    regions: &[Option<RegionEntry<R>>],
+    region: RegionIndex,
+    offset: u64,
+    length: u32,
+) -> Result<RegionSlice<'_>, i32> {
+    let entry = regions.get(region.0 as usize).and_then(Option::as_ref).ok_or(libc::ENXIO)?;
+    entry.region.slice(offset, length.into()).ok_or(libc::EFAULT)
 }
 
 fn vacant<T>(entries: &[Option<T>]) -> Option<u32> {
@@ -263,7 +389,7 @@ fn null_result(target: &Target, op: &Op) -> i32 {
     // At most LENGTH_MAX.
     let transferred = i32::try_from(left).unwrap_or(i32::MAX);
     match op.kind {
-        OpKind::Nop | OpKind::Flush => 0,
+        OpKind::Nop | OpKind::Flush | OpKind::Discard | OpKind::WriteZeroes => 0,
         OpKind::Read => transferred,
         OpKind::Write if target.read_only() => -libc::EBADF,
         OpKind::Write if transferred == 0 && op.length > 0 => -libc::ENOSPC,

@@ -52,14 +52,15 @@ pub mod uring;
 
 mod arrivals;
 mod bell;
+mod iovecs;
 mod ledger;
 mod wait;
 
 pub use driver::{
-    Busy, Completion, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, LENGTH_MAX, Op, OpKind,
-    ReapHalf, RegionIndex, Reserved, Shape, SubmitHalf,
+    Busy, Completion, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, LENGTH_MAX, Op, OpKind, Pin,
+    ReapHalf, RegionIndex, Reserved, SEGMENTS_MAX, Segment, Shape, SubmitHalf, VECTORED_MAX,
 };
 pub use fault::{FaultCounters, FaultEffect, FaultError, FaultOps, FaultPlan, FaultRule, FaultStatus};
 pub use select::{Backend, BackendChoice, Probe, choose, probe};
 pub use tag::Tag;
-pub use target::{OpenOptions, Target, TargetError, TargetKind};
+pub use target::{Capabilities, OpenOptions, Support, Target, TargetError, TargetKind};

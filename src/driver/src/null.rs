@@ -10,10 +10,10 @@ use ferrio_shm::mapping::Region;
 use crate::arrivals::Arrivals;
 use crate::bell::Bell;
 use crate::driver::{
-    Busy, Completion, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, Op, ReapHalf, RegionIndex,
-    Reserved, Shape, SubmitHalf,
+    Busy, Completion, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, Op, Pin, ReapHalf,
+    RegionIndex, Reserved, Segment, Shape, SubmitHalf,
 };
-use crate::ledger::{Ledger, Route};
+use crate::ledger::{Gathered, Ledger, Route};
 use crate::tag::Tag;
 use crate::target::{Target, TargetKind};
 use crate::wait;
@@ -75,6 +75,28 @@ impl SubmitHalf for NullSubmit {
         Ok(slot.0)
     }
 
+    fn submit_vectored(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: &[Segment],
+    ) -> Result<Tag, Reserved> {
+        let result = match self.ledger.gather(op, segments) {
+            Gathered::Full => return Err(slot),
+            Gathered::Inline(result) => result,
+            Gathered::Kernel { block, .. } => {
+                self.ledger.give_block(block);
+                -libc::EOPNOTSUPP
+            }
+        };
+        if self.ledger.arm(&slot, user, op, Route::Inline(result)).is_none() {
+            return Err(slot);
+        }
+        self.ledger.inject(slot.0, result);
+        Ok(slot.0)
+    }
+
     fn commit(&mut self) -> io::Result<u32> {
         self.ledger.announce_injected();
         Ok(0)
@@ -104,8 +126,12 @@ impl SubmitHalf for NullSubmit {
         self.ledger.unregister_file(file)
     }
 
-    fn register_region(&mut self, region: Region) -> Result<RegionIndex, DriverError> {
+    fn register_region(&mut self, region: Region, _: Pin) -> Result<RegionIndex, DriverError> {
         self.ledger.register_region(region, |_| ())
+    }
+
+    fn continue_pinning(&mut self) -> bool {
+        false
     }
 
     fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy> {

@@ -1,16 +1,23 @@
 //! The file or block device behind a volume.
 
+mod capabilities;
 mod geometry;
 mod holder;
+mod resize;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, MemfdFlags, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
+use crate::driver::OpKind;
+pub(crate) use capabilities::Method;
+use capabilities::Methods;
+pub use capabilities::{Capabilities, Support};
 use geometry::Geometry;
 pub use holder::Holder;
 
@@ -23,6 +30,8 @@ pub enum TargetKind {
     Block,
     /// Nothing: requests succeed at once and move no data.
     Null,
+    /// Memory of this process, gone with it: for scratch and for tests.
+    Memory,
 }
 
 /// How to open a target.
@@ -47,6 +56,9 @@ pub struct Target {
     path: Option<PathBuf>,
     read_only: bool,
     geometry: Geometry,
+    /// Changes with [`resize`](Target::resize).
+    size_bytes: AtomicU64,
+    methods: Methods,
     direct_reason: Option<String>,
 }
 
@@ -98,6 +110,19 @@ pub enum TargetError {
     Empty {
         /// The path.
         path: PathBuf,
+    },
+    /// A block device does not change its size because we want it to.
+    #[error(
+        "{} has {size} bytes, not {asked}: resize the device itself, then give the volume the size it has",
+        path.display()
+    )]
+    DeviceSize {
+        /// The path.
+        path: PathBuf,
+        /// Bytes it has.
+        size: u64,
+        /// Bytes that were wanted.
+        asked: u64,
     },
     /// A lock on a network file system does not outlive the I/O of a dead process.
     #[error(
@@ -168,16 +193,38 @@ impl Target {
             return Err(TargetError::NetworkFilesystem { path: path.to_owned(), file_system });
         }
         lock(&file, path)?;
-        let geometry =
+        let (geometry, size) =
             Geometry::of(&file, kind, &mut direct_reason).map_err(failed("reading the geometry of"))?;
         if direct_reason.is_some() {
             // Also when the file system took O_DIRECT at open and cannot do it: the flag would fail every request.
             let flags = rustix::fs::fcntl_getfl(&file).map_err(failed("F_GETFL of"))?;
             rustix::fs::fcntl_setfl(&file, flags - OFlags::DIRECT).map_err(failed("F_SETFL of"))?;
         }
-        check_size(path, &geometry)?;
+        check_size(path, &geometry, size)?;
+        let methods = Methods::of(&file, kind, read_only, &geometry, size);
+        let size_bytes = AtomicU64::new(size);
         let path = Some(path.to_owned());
-        Ok(Target { kind, file: Some(file), path, read_only, geometry, direct_reason })
+        Ok(Target { kind, file: Some(file), path, read_only, geometry, size_bytes, methods, direct_reason })
+    }
+
+    /// Memory of `bytes` (a multiple of 512), zeros at first, that comes into being page by page.
+    ///
+    /// # Errors
+    /// No memory file of this size can be had.
+    pub fn memory(bytes: u64) -> io::Result<Target> {
+        let file = File::from(rustix::fs::memfd_create("ferrio-volume", MemfdFlags::CLOEXEC)?);
+        rustix::fs::ftruncate(&file, bytes)?;
+        let geometry = Geometry { block_bytes: 512, memory_align_bytes: 1 };
+        check_size(Path::new("memory target"), &geometry, bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let methods = Methods::of(&file, TargetKind::Memory, false, &geometry, bytes);
+        Ok(Target {
+            kind: TargetKind::Memory,
+            file: Some(file),
+            geometry,
+            methods,
+            ..Target::null(bytes, geometry.block_bytes)
+        })
     }
 
     /// A target that moves no data.
@@ -187,7 +234,9 @@ impl Target {
             file: None,
             path: None,
             read_only: false,
-            geometry: Geometry { size_bytes: bytes, block_bytes: block, memory_align_bytes: 1 },
+            geometry: Geometry { block_bytes: block, memory_align_bytes: 1 },
+            size_bytes: AtomicU64::new(bytes),
+            methods: Methods::NOTHING,
             direct_reason: None,
         }
     }
@@ -203,19 +252,37 @@ impl Target {
         self.kind
     }
 
-    /// Where it was opened.
+    /// Where it was opened; a null or memory target has no path.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
     /// The path, or what stands for it, for people.
     pub fn name(&self) -> String {
-        self.path.as_ref().map_or_else(|| "null target".to_owned(), |path| path.display().to_string())
+        match (&self.path, self.kind) {
+            (Some(path), _) => path.display().to_string(),
+            (None, TargetKind::Memory) => "memory target".to_owned(),
+            (None, _) => "null target".to_owned(),
+        }
     }
 
-    /// Bytes: a multiple of the block, not 0 for a real target.
+    /// Bytes: a multiple of the block, not 0 for a real target. Another number after [`resize`](Target::resize).
     pub fn size_bytes(&self) -> u64 {
-        self.geometry.size_bytes
+        self.size_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What it can do besides reading and writing, as found out when it was opened.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.methods.capabilities
+    }
+
+    /// How a range is discarded or zeroed; nothing is to be done for other kinds.
+    pub(crate) fn method(&self, kind: OpKind) -> Method {
+        match kind {
+            OpKind::Discard => self.methods.discard,
+            OpKind::WriteZeroes => self.methods.write_zeroes,
+            _ => Method::Nothing,
+        }
     }
 
     /// What offsets and lengths must be multiples of.
@@ -230,7 +297,7 @@ impl Target {
 
     /// I/O goes past the page cache.
     pub fn direct(&self) -> bool {
-        self.kind != TargetKind::Null && self.direct_reason.is_none()
+        matches!(self.kind, TargetKind::File | TargetKind::Block) && self.direct_reason.is_none()
     }
 
     /// Why it does not.
@@ -311,8 +378,8 @@ fn lock(file: &File, path: &Path) -> Result<(), TargetError> {
     }
 }
 
-fn check_size(path: &Path, geometry: &Geometry) -> Result<(), TargetError> {
-    let Geometry { size_bytes, block_bytes, .. } = *geometry;
+fn check_size(path: &Path, geometry: &Geometry, size_bytes: u64) -> Result<(), TargetError> {
+    let block_bytes = geometry.block_bytes;
     if size_bytes == 0 {
         return Err(TargetError::Empty { path: path.to_owned() });
     }

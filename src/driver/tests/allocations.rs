@@ -10,7 +10,7 @@ use ferrio_driver::aio::Aio;
 use ferrio_driver::null::Null;
 use ferrio_driver::uring::Uring;
 use ferrio_driver::{
-    Driver, DriverConfig, Op, OpKind, OpenOptions, ReapHalf, RegionIndex, Shape, SubmitHalf, Target,
+    Driver, DriverConfig, Op, OpKind, OpenOptions, Pin, ReapHalf, RegionIndex, Shape, SubmitHalf, Target,
 };
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
 use rustix::event::{EventfdFlags, eventfd};
@@ -57,7 +57,7 @@ fn requests_allocate_nothing<D: Driver>() {
     let memory = create_memfd("ferrio-allocations", 1 << 20).expect("memfd");
     let mapping = Arc::new(Mapping::new(memory.as_fd(), 1 << 20).expect("mapping"));
     let region = Region::new(mapping, 0, 1 << 20).expect("region");
-    let region = submit.register_region(region).expect("region");
+    let region = submit.register_region(region, Pin::Yes).expect("region");
     let doorbells = eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
 
     let mut out = Vec::with_capacity(DEPTH as usize);

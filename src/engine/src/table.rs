@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use ferrio_driver::{RegionIndex, SubmitHalf};
+use ferrio_driver::{Pin, RegionIndex, SubmitHalf};
 use ferrio_shm::{
     abi::{SessionState as HeaderState, limits},
     doorbell::{DoorbellRx, Drained},
@@ -241,7 +241,7 @@ impl Sessions {
             let region = Region::new(Arc::clone(&spec.memory), spec.layout.arena_offset, bytes)
                 .ok_or(bad("arena beyond its memory"))?;
             let index = driver
-                .register_region(region)
+                .register_region(region, Pin::Yes)
                 .map_err(|source| EngineError::Driver { engine: self.name.clone(), source })?;
             regions.push(Some(GrantedRegion { index, bytes }));
         }
@@ -272,8 +272,9 @@ impl Sessions {
             return Err(EngineError::RegionInUse { session: session_id, index });
         }
         let bytes = region.len();
-        let index =
-            driver.register_region(region).map_err(|source| EngineError::Driver { engine: name, source })?;
+        let index = driver
+            .register_region(region, Pin::Yes)
+            .map_err(|source| EngineError::Driver { engine: name, source })?;
         if regions.len() <= place {
             regions.resize(place + 1, None);
         }

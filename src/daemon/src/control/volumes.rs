@@ -72,6 +72,7 @@ fn show(daemon: &Daemon, index: usize) -> Volume {
         TargetKind::File => VolumeKind::File,
         TargetKind::Block => VolumeKind::Block,
         TargetKind::Null => VolumeKind::Null,
+        TargetKind::Memory => VolumeKind::Memory,
     };
     Volume {
         name: section.name.value.clone(),

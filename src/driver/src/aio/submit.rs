@@ -13,10 +13,10 @@ use super::Aio;
 use super::setup::Shared;
 use crate::bell::Bell;
 use crate::driver::{
-    Busy, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, Shape,
-    SubmitHalf,
+    Busy, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, Op, OpKind, Pin, RegionIndex, Reserved,
+    Segment, Shape, SubmitHalf,
 };
-use crate::ledger::{Ledger, Route, Transfer};
+use crate::ledger::{Gathered, Ledger, Route, Transfer};
 use crate::tag::Tag;
 use crate::target::Target;
 use crate::wait;
@@ -92,7 +92,7 @@ impl AioSubmit {
 
 fn iocb(tag: Tag, op: &Op, transfer: Transfer, bell: &Bell) -> Iocb {
     let (opcode, rw_flags) = match op.kind {
-        OpKind::Nop => (opcode::NOOP, 0),
+        OpKind::Nop | OpKind::Discard | OpKind::WriteZeroes => (opcode::NOOP, 0),
         OpKind::Read => (opcode::PREAD, 0),
         OpKind::Write => (opcode::PWRITE, if op.fua { rwf::DSYNC } else { 0 }),
         OpKind::Flush => (opcode::FDSYNC, 0),
@@ -102,7 +102,7 @@ fn iocb(tag: Tag, op: &Op, transfer: Transfer, bell: &Bell) -> Iocb {
         OpKind::Read | OpKind::Write => {
             (transfer.address.expose_provenance() as u64, op.length.into(), op.offset.cast_signed())
         }
-        OpKind::Nop | OpKind::Flush => (0, 0, 0),
+        _ => (0, 0, 0),
     };
     Iocb {
         data: tag.user_data(),
@@ -125,7 +125,10 @@ impl SubmitHalf for AioSubmit {
 
     fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
         let tag = slot.tag();
-        let route = self.ledger.route(op);
+        let route = match self.ledger.route(op) {
+            Route::Kernel(_) if op.kind.is_range() => Route::Inline(-libc::EOPNOTSUPP),
+            route => route,
+        };
         if matches!(route, Route::Kernel(_)) && self.batch.is_full() {
             return Err(slot);
         }
@@ -136,6 +139,40 @@ impl SubmitHalf for AioSubmit {
                 self.batch.push(tag, own);
             }
             Route::Inline(result) => self.ledger.inject(tag, result),
+        }
+        Ok(tag)
+    }
+
+    fn submit_vectored(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: &[Segment],
+    ) -> Result<Tag, Reserved> {
+        let tag = slot.tag();
+        if self.batch.is_full() {
+            return Err(slot);
+        }
+        match self.ledger.gather(op, segments) {
+            Gathered::Full => return Err(slot),
+            Gathered::Inline(result) => {
+                if self.ledger.arm(&slot, user, op, Route::Inline(result)).is_none() {
+                    return Err(slot);
+                }
+                self.ledger.inject(tag, result);
+            }
+            Gathered::Kernel { fd, block } => {
+                let (iovec, count) = self.ledger.iovec(block);
+                let Some(own) = self.ledger.arm_block(&slot, user, op, block) else {
+                    self.ledger.give_block(block);
+                    return Err(slot);
+                };
+                *own = iocb(tag, op, Transfer { fd, address: iovec.cast_mut().cast() }, &self.bell);
+                own.opcode = if op.kind == OpKind::Read { opcode::PREADV } else { opcode::PWRITEV };
+                own.nbytes = count.into();
+                self.batch.push(tag, own);
+            }
         }
         Ok(tag)
     }
@@ -190,8 +227,12 @@ impl SubmitHalf for AioSubmit {
         self.ledger.unregister_file(file)
     }
 
-    fn register_region(&mut self, region: Region) -> Result<RegionIndex, DriverError> {
+    fn register_region(&mut self, region: Region, _: Pin) -> Result<RegionIndex, DriverError> {
         self.ledger.register_region(region, |_| ())
+    }
+
+    fn continue_pinning(&mut self) -> bool {
+        false
     }
 
     fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
 
 use super::*;
-use crate::driver::{Op, OpKind, ReapHalf, Shape, SubmitHalf};
+use crate::driver::{Op, OpKind, Pin, ReapHalf, Shape, SubmitHalf};
 use crate::target::Target;
 
 fn config(drain_limit: Duration) -> DriverConfig {
@@ -18,7 +18,7 @@ fn a_read(submit: &mut AioSubmit, name: &str) -> Op {
     let fd = create_memfd(name, 4096).expect("memfd");
     let mapping = Mapping::new(fd.as_fd(), 4096).expect("mapping");
     let region = Region::new(mapping.into(), 0, 4096).expect("region");
-    let region = submit.register_region(region).expect("region");
+    let region = submit.register_region(region, Pin::Yes).expect("region");
     let file = tempfile::tempfile().expect("tempfile");
     file.set_len(4096).expect("size");
     let file = submit.register_file(Target::of_pipe(file).into()).expect("file");

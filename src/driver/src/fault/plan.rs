@@ -132,6 +132,8 @@ impl FaultOps {
             OpKind::Read => FaultOps::READ,
             OpKind::Write => FaultOps::WRITE,
             OpKind::Flush => FaultOps::FLUSH,
+            OpKind::Discard => FaultOps::DISCARD,
+            OpKind::WriteZeroes => FaultOps::WRITE_ZEROES,
         }
     }
 

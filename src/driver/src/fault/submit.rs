@@ -12,7 +12,8 @@ use super::held::{Held, Parked, Wait};
 use super::plan::{FaultError, FaultPlan, FaultStatus};
 use super::reap::Patches;
 use crate::driver::{
-    Busy, DriverConfig, DriverError, DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf,
+    Busy, DriverConfig, DriverError, DriverInfo, FileIndex, Op, OpKind, Pin, RegionIndex, Reserved, Segment,
+    SubmitHalf,
 };
 use crate::tag::Tag;
 use crate::target::Target;
@@ -191,6 +192,30 @@ impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
         submitted
     }
 
+    /// Only errors are applied to vectored requests as yet: what would delay, cut or reorder them passes.
+    fn submit_vectored(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: &[Segment],
+    ) -> Result<Tag, Reserved> {
+        let decision = self.decide(op);
+        let submitted = match &decision {
+            Some(Decision { verdict: Verdict::Fail { errno }, .. }) => {
+                self.pass(slot, user, &Op { kind: OpKind::Nop, ..*op }, -errno)
+            }
+            _ => {
+                self.patches.set(slot.tag(), 0);
+                self.inner.submit_vectored(slot, user, op, segments)
+            }
+        };
+        if submitted.is_ok() {
+            self.count(op, decision.as_ref());
+        }
+        submitted
+    }
+
     fn commit(&mut self) -> io::Result<u32> {
         self.committed = self.held.next_sequence();
         self.commit_all()
@@ -235,8 +260,12 @@ impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
         Ok(())
     }
 
-    fn register_region(&mut self, region: Region) -> Result<RegionIndex, DriverError> {
-        self.inner.register_region(region)
+    fn register_region(&mut self, region: Region, pin: Pin) -> Result<RegionIndex, DriverError> {
+        self.inner.register_region(region, pin)
+    }
+
+    fn continue_pinning(&mut self) -> bool {
+        self.inner.continue_pinning()
     }
 
     fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy> {

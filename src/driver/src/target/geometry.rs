@@ -14,18 +14,17 @@ const SAFE_ALIGN_BYTES: u32 = 4096;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {
-    pub(super) size_bytes: u64,
     pub(super) block_bytes: u32,
     pub(super) memory_align_bytes: u32,
 }
 
 impl Geometry {
-    /// Reads the geometry; sets `direct_reason` if it shows that O_DIRECT does not work here.
+    /// Reads the geometry and the size; sets `direct_reason` if it shows that O_DIRECT does not work here.
     pub(super) fn of(
         file: &File,
         kind: TargetKind,
         direct_reason: &mut Option<String>,
-    ) -> Result<Geometry, Errno> {
+    ) -> Result<(Geometry, u64), Errno> {
         let logical = match kind {
             TargetKind::Block => rustix::fs::ioctl_blksszget(file)?.max(SECTOR_BYTES),
             _ => SECTOR_BYTES,
@@ -41,7 +40,7 @@ impl Geometry {
                 (logical, 1)
             }
         };
-        Ok(Geometry { size_bytes, block_bytes, memory_align_bytes })
+        Ok((Geometry { block_bytes, memory_align_bytes }, size_bytes))
     }
 }
 

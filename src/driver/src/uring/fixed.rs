@@ -53,10 +53,15 @@ impl FixedTable {
         FixedTable { used: vec![false; slots], slot_bytes: SLOT_BYTES_MAX }
     }
 
+    /// A region that shall not be pinned.
+    pub(super) fn unpinned(&self) -> Fixed {
+        Fixed { first: 0, slots: 0, slot_bytes: self.slot_bytes, shortfall: None }
+    }
+
     /// Pins a region, or says why not.
     pub(super) fn pin(&mut self, ring: &IoUring, region: &Region) -> Fixed {
         let slot_bytes = self.slot_bytes;
-        let mut fixed = Fixed { first: 0, slots: 0, slot_bytes, shortfall: None };
+        let mut fixed = self.unpinned();
         let wanted = region.len().div_ceil(slot_bytes);
         if self.used.is_empty() || wanted == 0 {
             return fixed;

@@ -13,11 +13,12 @@ use super::Uring;
 use super::fixed::{Fixed, FixedTable};
 use super::ring::{Modes, Shared};
 use crate::driver::{
-    Busy, Driver, DriverError, DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, Shape, SubmitHalf,
+    Busy, Driver, DriverError, DriverInfo, FileIndex, Op, OpKind, Pin, RegionIndex, Reserved, Segment, Shape,
+    SubmitHalf,
 };
-use crate::ledger::{Ledger, Route, Transfer};
+use crate::ledger::{Gathered, Ledger, Route, Transfer};
 use crate::tag::Tag;
-use crate::target::Target;
+use crate::target::{Method, Target};
 use crate::wait;
 
 /// Tag of the doorbell poll.
@@ -68,7 +69,7 @@ impl UringSubmit {
         let slot = || self.ledger.region(op.region)?.own.slot_of(op.region_offset, op.length);
         let fua = if op.fua { libc::RWF_DSYNC } else { 0 };
         let entry = match op.kind {
-            OpKind::Nop => opcode::Nop::new().build(),
+            OpKind::Nop | OpKind::Discard | OpKind::WriteZeroes => opcode::Nop::new().build(),
             OpKind::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             OpKind::Read => match slot() {
                 Some(slot) => opcode::ReadFixed::new(fd, address, op.length, slot).offset(op.offset).build(),
@@ -83,6 +84,20 @@ impl UringSubmit {
             },
         };
         entry.user_data(tag.user_data())
+    }
+
+    /// The SQE that discards or zeroes a range.
+    fn range_entry(&self, tag: Tag, op: &Op, fd: RawFd) -> Option<squeue::Entry> {
+        match self.ledger.target(op.file)?.method(op.kind) {
+            Method::Fallocate(mode) => Some(
+                opcode::Fallocate::new(types::Fd(fd), op.length.into())
+                    .offset(op.offset)
+                    .mode(mode.bits().cast_signed())
+                    .build()
+                    .user_data(tag.user_data()),
+            ),
+            _ => None,
+        }
     }
 
     /// Puts an SQE into the queue, if there is room.
@@ -167,7 +182,14 @@ impl SubmitHalf for UringSubmit {
 
     fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
         let tag = slot.tag();
-        let route = self.ledger.route(op);
+        let mut route = self.ledger.route(op);
+        let mut range = None;
+        if let (true, Route::Kernel(transfer)) = (op.kind.is_range(), route) {
+            range = self.range_entry(tag, op, transfer.fd);
+            if range.is_none() {
+                route = Route::Inline(-libc::EOPNOTSUPP);
+            }
+        }
         if matches!(route, Route::Kernel(_)) {
             // SAFETY: the submission queue is touched by this half alone, through `&mut self`.
             if unsafe { self.shared.ring.submission_shared() }.is_full() {
@@ -180,8 +202,48 @@ impl SubmitHalf for UringSubmit {
         match route {
             Route::Inline(result) => self.ledger.inject(tag, result),
             Route::Kernel(transfer) => {
-                let entry = self.entry(tag, op, transfer);
+                let entry = range.unwrap_or_else(|| self.entry(tag, op, transfer));
                 let pushed = self.push(&entry);
+                debug_assert!(pushed, "room was found above");
+                self.staged += 1;
+            }
+        }
+        Ok(tag)
+    }
+
+    fn submit_vectored(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: &[Segment],
+    ) -> Result<Tag, Reserved> {
+        let tag = slot.tag();
+        // SAFETY: the submission queue is touched by this half alone, through `&mut self`.
+        if unsafe { self.shared.ring.submission_shared() }.is_full() {
+            return Err(slot);
+        }
+        match self.ledger.gather(op, segments) {
+            Gathered::Full => return Err(slot),
+            Gathered::Inline(result) => {
+                if self.ledger.arm(&slot, user, op, Route::Inline(result)).is_none() {
+                    return Err(slot);
+                }
+                self.ledger.inject(tag, result);
+            }
+            Gathered::Kernel { fd, block } => {
+                if self.ledger.arm_block(&slot, user, op, block).is_none() {
+                    self.ledger.give_block(block);
+                    return Err(slot);
+                }
+                let (iovec, count) = self.ledger.iovec(block);
+                let fua = if op.fua { libc::RWF_DSYNC } else { 0 };
+                let fd = types::Fd(fd);
+                let entry = match op.kind {
+                    OpKind::Read => opcode::Readv::new(fd, iovec, count).offset(op.offset).build(),
+                    _ => opcode::Writev::new(fd, iovec, count).offset(op.offset).rw_flags(fua).build(),
+                };
+                let pushed = self.push(&entry.user_data(tag.user_data()));
                 debug_assert!(pushed, "room was found above");
                 self.staged += 1;
             }
@@ -229,9 +291,16 @@ impl SubmitHalf for UringSubmit {
         self.ledger.unregister_file(file)
     }
 
-    fn register_region(&mut self, region: Region) -> Result<RegionIndex, DriverError> {
+    fn register_region(&mut self, region: Region, pin: Pin) -> Result<RegionIndex, DriverError> {
         let (fixed, ring) = (&mut self.fixed, &self.shared.ring);
-        self.ledger.register_region(region, |region| fixed.pin(ring, region))
+        self.ledger.register_region(region, |region| match pin {
+            Pin::Yes => fixed.pin(ring, region),
+            Pin::No => fixed.unpinned(),
+        })
+    }
+
+    fn continue_pinning(&mut self) -> bool {
+        false
     }
 
     fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy> {

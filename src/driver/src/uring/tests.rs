@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
 
 use super::*;
-use crate::driver::{Completion, Op, OpKind, ReapHalf, Shape, SubmitHalf};
+use crate::driver::{Completion, Op, OpKind, Pin, ReapHalf, Shape, SubmitHalf};
 use crate::target::Target;
 
 const NAME: &str = "ferrio-uring-test";
@@ -29,7 +29,7 @@ fn reading_a_pipe(name: &str, drain_limit: Duration) -> (UringSubmit, UringReap,
     let (mut submit, reap) = Uring::open(&config(drain_limit)).expect("driver");
     let file = submit.register_file(Target::of_pipe(read_end.into()).into()).expect("file");
     let (memory, region) = region(name, 4096);
-    let region = submit.register_region(region).expect("region");
+    let region = submit.register_region(region, Pin::Yes).expect("region");
     let slot = submit.reserve().expect("a slot");
     let op = Op { kind: OpKind::Read, file, region, region_offset: 0, length: 4, offset: 0, fua: false };
     submit.submit(slot, 1, &op).expect("room");
@@ -90,7 +90,7 @@ fn transfers_around_a_seam_are_right_registered_or_not() {
     (&file).write_all(&data).expect("write");
     let file = submit.register_file(Target::of_pipe(file).into()).expect("file");
     let (memory, region) = region(NAME, 20480);
-    let region = submit.register_region(region).expect("region");
+    let region = submit.register_region(region, Pin::Yes).expect("region");
     let degraded = submit.info().degraded.join("\n");
     let pinned = !degraded.contains("RLIMIT_MEMLOCK");
     if !pinned {

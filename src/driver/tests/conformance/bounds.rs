@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use ferrio_driver::{Busy, DriverConfig, DriverError, ReapHalf, Shape, SubmitHalf, Target};
+use ferrio_driver::{Busy, DriverConfig, DriverError, Pin, ReapHalf, Shape, SubmitHalf, Target};
 
 use crate::rig::{Memory, Reaper, Rig, Subject, nop};
 
@@ -88,11 +88,11 @@ pub fn tables_are_bounded<D: Subject>(shape: Shape) {
     assert_eq!(rig.submit.register_file(Target::null(4096, 512).into()).expect("room again"), file);
 
     let memory = Memory::new(8192);
-    let region = rig.submit.register_region(memory.region.clone()).expect("the second region");
-    let full = rig.submit.register_region(memory.region.clone()).expect_err("full");
+    let region = rig.submit.register_region(memory.region.clone(), Pin::Yes).expect("the second region");
+    let full = rig.submit.register_region(memory.region.clone(), Pin::Yes).expect_err("full");
     assert!(matches!(full, DriverError::RegionsFull { max: 2 }), "{full}");
     rig.submit.unregister_region(region).expect("idle");
-    assert_eq!(rig.submit.register_region(memory.region.clone()).expect("room again"), region);
+    assert_eq!(rig.submit.register_region(memory.region.clone(), Pin::Yes).expect("room again"), region);
     rig.finish();
 }
 

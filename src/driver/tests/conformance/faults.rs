@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ferrio_driver::fault::{Fault, REORDER_HOLD};
 use ferrio_driver::{
     Busy, Completion, DriverConfig, FaultCounters, FaultEffect, FaultError, FaultOps, FaultPlan, FaultRule,
-    FileIndex, Op, ReapHalf, Shape, SubmitHalf, Target,
+    FileIndex, Op, Pin, ReapHalf, Shape, SubmitHalf, Target,
 };
 
 use crate::rig::{Memory, PATIENCE, Reaper, Rig, Subject, flush, pattern, read, write};
@@ -213,7 +213,7 @@ pub fn stuck_requests_wait_for_other_rules<D: Subject>(shape: Shape) {
     let mut rig = Rig::<Fault<D>>::new(shape, 4);
     let second = rig.submit.register_file(Arc::clone(&rig.target)).expect("file");
     let memory = Memory::new(64 << 10);
-    let region = rig.submit.register_region(memory.region.clone()).expect("region");
+    let region = rig.submit.register_region(memory.region.clone(), Pin::Yes).expect("region");
     set(&mut rig, [FaultRule { count: Some(2), ..FaultRule::new(FaultOps::ALL, FaultEffect::Stuck) }]);
     let tag = rig.stage(1, &read(rig.file, region, 0, 0, 4096));
     rig.stage(2, &flush(rig.file));

@@ -12,6 +12,7 @@ mod interrupted;
 mod large;
 mod loop_device;
 mod memlock;
+mod ranges;
 mod regions;
 mod rig;
 mod seccomp;
@@ -19,6 +20,7 @@ mod shutdown;
 mod signals;
 mod sleeping;
 mod transfers;
+mod vectored;
 
 use ferrio_driver::Shape;
 use ferrio_driver::aio::Aio;
@@ -46,6 +48,8 @@ macro_rules! common {
         suite!($name, $driver, $shape, [
             transfers::nops_come_back_in_order,
             transfers::null_targets_complete_inline,
+            ranges::null_targets_have_nothing_to_discard,
+            vectored::null_targets_take_segments,
             bounds::depth_bounds_what_is_in_flight,
             bounds::only_reaped_requests_are_released,
             bounds::busy_files_and_regions_stay,
@@ -70,6 +74,11 @@ macro_rules! real {
             [
                 transfers::patterns_round_trip,
                 transfers::fua_and_flush,
+                vectored::segments_gather_and_scatter,
+                vectored::as_many_segments_as_allowed,
+                vectored::bad_segments_become_completions,
+                vectored::regions_of_segments_are_pinned,
+                ranges::bad_ranges_become_completions,
                 transfers::short_read_at_the_end_of_the_file,
                 bounds::full_batch_gives_the_slot_back,
                 bounds::many_requests_through_a_shallow_driver,
@@ -154,3 +163,10 @@ suite!(
     [large::gigabyte_is_not_confused_with_an_errno, large::region_beyond_a_gigabyte_works_across_the_seam,]
 );
 suite!(aio_large, Aio, Shape::Two, [large::gigabyte_is_not_confused_with_an_errno]);
+
+suite!(
+    io_uring_ranges,
+    Uring,
+    Shape::One,
+    [ranges::zeroed_ranges_read_as_zeros, ranges::discarded_ranges_leave_their_neighbours]
+);

@@ -1,7 +1,7 @@
 //! RLIMIT_MEMLOCK is met gracefully: the region works unregistered, and the driver says so.
 
 use ferrio_driver::uring::Uring;
-use ferrio_driver::{DriverConfig, Shape, Target};
+use ferrio_driver::{DriverConfig, Pin, Shape, Target};
 
 use crate::child;
 use crate::rig::{Memory, Rig, directory, pattern};
@@ -45,7 +45,7 @@ fn region_beyond_the_limit_goes_unregistered() {
     // What fits is still registered, and gives its share back when it goes.
     for _ in 0..3 {
         let small = Memory::new(128 << 10);
-        let region = rig.submit.register_region(small.region.clone()).expect("region");
+        let region = rig.submit.register_region(small.region.clone(), Pin::Yes).expect("region");
         assert!(rig.modes().contains("1 of 2 regions"), "{}", rig.modes());
         rig.submit.unregister_region(region).expect("idle");
     }

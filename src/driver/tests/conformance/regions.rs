@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ferrio_driver::{Shape, SubmitHalf};
+use ferrio_driver::{Pin, Shape, SubmitHalf};
 
 use crate::rig::{Memory, Rig, Subject, pattern, read, write};
 
@@ -11,7 +11,7 @@ pub fn many_regions_at_once<D: Subject>(shape: Shape) {
     let memories: Vec<Memory> = (0..5).map(|_| Memory::new(64 << 10)).collect();
     let regions: Vec<_> = memories
         .iter()
-        .map(|memory| rig.submit.register_region(memory.region.clone()).expect("region"))
+        .map(|memory| rig.submit.register_region(memory.region.clone(), Pin::Yes).expect("region"))
         .collect();
     for (n, memory) in (0..).zip(&memories) {
         memory.fill(0, &pattern(n, 32 << 10));
@@ -33,7 +33,7 @@ pub fn many_regions_at_once<D: Subject>(shape: Shape) {
     // An index that is used again names the new memory.
     rig.submit.unregister_region(regions[2]).expect("idle");
     let fresh = Memory::new(64 << 10);
-    assert_eq!(rig.submit.register_region(fresh.region.clone()).expect("region"), regions[2]);
+    assert_eq!(rig.submit.register_region(fresh.region.clone(), Pin::Yes).expect("region"), regions[2]);
     assert_eq!(rig.run_one(&read(rig.file, regions[2], 0, 32 << 10, 32 << 10)), 32 << 10);
     assert!(fresh.bytes(0, 32 << 10) == pattern(1, 32 << 10));
     rig.finish();
@@ -42,7 +42,7 @@ pub fn many_regions_at_once<D: Subject>(shape: Shape) {
 pub fn memory_is_let_go_with_its_region<D: Subject>(shape: Shape) {
     let mut rig = Rig::<D>::new(shape, 2);
     let Memory { mapping, region, .. } = Memory::new(64 << 10);
-    let index = rig.submit.register_region(region).expect("region");
+    let index = rig.submit.register_region(region, Pin::Yes).expect("region");
     assert_eq!(rig.run_one(&read(rig.file, index, 0, 0, 4096)), 4096);
     assert_eq!(Arc::strong_count(&mapping), 2);
     rig.submit.unregister_region(index).expect("idle");

@@ -16,8 +16,8 @@ use ferrio_driver::fault::Fault;
 use ferrio_driver::null::Null;
 use ferrio_driver::uring::Uring;
 use ferrio_driver::{
-    Completion, Driver, DriverConfig, FileIndex, Op, OpKind, OpenOptions, ReapHalf, RegionIndex, Shape,
-    SubmitHalf, Tag, Target,
+    Completion, Driver, DriverConfig, FileIndex, Op, OpKind, OpenOptions, Pin, ReapHalf, RegionIndex,
+    Segment, Shape, SubmitHalf, Tag, Target,
 };
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll};
@@ -159,7 +159,7 @@ impl<D: Subject> Rig<D> {
         let (mut submit, reap) = open::<D>(config);
         let file = submit.register_file(Arc::clone(&target)).expect("file");
         let memory = Memory::new(memory);
-        let region = submit.register_region(memory.region.clone()).expect("region");
+        let region = submit.register_region(memory.region.clone(), Pin::Yes).expect("region");
         let doorbells = Doorbells::new();
         let reaper = Reaper::new(reap, config.shape, config.depth);
         Rig { submit, reaper, directory, target, file, memory, region, doorbells }
@@ -183,6 +183,20 @@ impl<D: Subject> Rig<D> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.submit.submit(slot, user, op) {
+                Ok(tag) => return tag,
+                Err(back) => slot = back,
+            }
+            assert!(Instant::now() < deadline, "the batch stays full");
+            self.submit.commit().expect("commit");
+        }
+    }
+
+    /// As [`stage`](Self::stage), over several pieces of memory.
+    pub fn stage_vectored(&mut self, user: u32, op: &Op, segments: &[Segment]) -> Tag {
+        let mut slot = self.submit.reserve().expect("a free slot");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.submit.submit_vectored(slot, user, op, segments) {
                 Ok(tag) => return tag,
                 Err(back) => slot = back,
             }
@@ -247,6 +261,14 @@ impl<D: Subject> Rig<D> {
 
     pub fn run_one(&mut self, op: &Op) -> i32 {
         self.run(std::slice::from_ref(op))[0]
+    }
+
+    pub fn run_vectored(&mut self, op: &Op, segments: &[Segment]) -> i32 {
+        self.stage_vectored(0, op, segments);
+        self.commit();
+        let completion = self.wait(1)[0];
+        self.submit.release(completion.tag);
+        completion.result
     }
 
     pub fn degraded(&self) -> String {
