@@ -12,6 +12,9 @@
 //! | [`slot_table`] | which slots the kernel still owes an answer, shared by the two halves |
 //! | [`uring`], [`aio`], [`null`] | the backends |
 //! | [`fault`] | faults on purpose, over any of them |
+//! | [`proactor`] | both halves on one thread, for those in this process who wait for answers |
+//! | [`op_registry`] | who waits for an operation, and what it owns until then |
+//! | [`injector`] | closures from other threads |
 //! | [`select`] | which backend this machine can run, and why |
 //! | [`direct`] | the same I/O without a daemon, for `ferrioctl bench` to compare with |
 //!
@@ -39,6 +42,9 @@
 
 pub mod direct;
 pub mod driver;
+pub mod injector;
+pub mod op_registry;
+pub mod proactor;
 pub mod slab;
 pub mod slot_table;
 pub mod tag;

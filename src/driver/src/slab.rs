@@ -76,6 +76,13 @@ impl<T> StableSlab<T> {
         Some(value)
     }
 
+    /// The tag of what is in the slot at `index`.
+    pub fn tag_at(&self, index: u32) -> Option<Tag> {
+        let page = self.pages.get((index / PAGE_SLOTS) as usize)?;
+        let entry = page.get((index % PAGE_SLOTS) as usize)?;
+        entry.value.as_ref().map(|_| Tag::new(entry.generation, index))
+    }
+
     /// Slots in all.
     pub fn capacity(&self) -> u32 {
         self.capacity
@@ -133,6 +140,7 @@ mod tests {
         assert_eq!(slab.get(old), None);
         assert_eq!(slab.get(new), Some(&mut 'b'));
         assert_eq!(slab.get(Tag::new(new.generation(), 5)), None);
+        assert_eq!((slab.tag_at(new.index()), slab.tag_at(5)), (Some(new), None));
         assert_eq!(new.generation() % 2, 1);
     }
 
