@@ -1,12 +1,13 @@
 //! A queue for tokio: futures that submit, and one task that picks up.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::Future;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
@@ -15,12 +16,13 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::blocking::buffer_of;
-use crate::completion::Completion;
+use crate::blocking::{buffer_of, iovec_of};
+use crate::chain::{ChainFailure, outcome};
+use crate::completion::{Cancelled, Completion, Ticket};
 use crate::error::{Error, IoFailure, SubmitError};
 use crate::session::Inner;
 use crate::waiters::Waiters;
-use crate::{Buffer, Queue, QueueStats, Request, Volume};
+use crate::{Buffer, IoVec, Queue, QueueStats, Request, Volume};
 
 /// Reads of the doorbell in one go; one does unless the daemon rings without end.
 const DRAINS_MAX: u32 = 4;
@@ -40,6 +42,7 @@ struct Shared {
     state: Mutex<State>,
     /// One per place in the table of waiters.
     permits: Semaphore,
+    places: u32,
     closing: AtomicBool,
     close: Notify,
 }
@@ -94,6 +97,7 @@ impl Queue {
             inner,
             state: Mutex::new(state),
             permits: Semaphore::new(places as usize),
+            places,
             closing: AtomicBool::new(false),
             close: Notify::new(),
         });
@@ -129,6 +133,52 @@ impl AsyncQueue {
         self.execute(Request::write(volume, offset, buffer)).await.map(buffer_of)
     }
 
+    /// Reads from byte `offset` of the volume into the memory of the list.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), with the list.
+    pub async fn readv(&self, volume: &Volume, offset: u64, list: IoVec) -> Result<IoVec, IoFailure> {
+        self.execute(Request::readv(volume, offset, list)).await.map(iovec_of)
+    }
+
+    /// Writes the memory of the list to byte `offset` of the volume.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), with the list.
+    pub async fn writev(&self, volume: &Volume, offset: u64, list: IoVec) -> Result<IoVec, IoFailure> {
+        self.execute(Request::writev(volume, offset, list)).await.map(iovec_of)
+    }
+
+    /// Gives a range of the volume back to the device: [`Request::discard`].
+    pub async fn discard(&self, volume: &Volume, offset: u64, length: u64) -> Result<(), Error> {
+        self.execute(Request::discard(volume, offset, length)).await?;
+        Ok(())
+    }
+
+    /// Makes a range of the volume read as zeros: [`Request::write_zeroes`].
+    pub async fn write_zeroes(&self, volume: &Volume, offset: u64, length: u64) -> Result<(), Error> {
+        self.execute(Request::write_zeroes(volume, offset, length)).await?;
+        Ok(())
+    }
+
+    /// Replaces the volume's content by the buffer's second half if it equals the first: [`Request::compare_and_write`].
+    ///
+    /// # Errors
+    /// [`Errno::EILSEQ`](crate::Errno::EILSEQ), with the buffer, if it differs; otherwise as [`read`](Self::read).
+    pub async fn compare_and_write(
+        &self,
+        volume: &Volume,
+        offset: u64,
+        buffer: Buffer,
+    ) -> Result<Buffer, IoFailure> {
+        self.execute(Request::compare_and_write(volume, offset, buffer)).await.map(buffer_of)
+    }
+
+    /// Takes back a request that is in flight: the one that [`Pending::ticket`] names. It is answered in any case.
+    pub async fn cancel(&self, ticket: Ticket) -> Result<Cancelled, Error> {
+        Cancelled::from_answer(self.execute(Request::cancel(ticket)).await)
+    }
+
     /// Makes the writes that were completed before survive a power loss.
     pub async fn flush(&self, volume: &Volume) -> Result<(), Error> {
         self.execute(Request::flush(volume)).await?;
@@ -145,14 +195,23 @@ impl AsyncQueue {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn execute(&self, mut request: Request) -> Result<Completion, IoFailure> {
+    pub async fn execute(&self, request: Request) -> Result<Completion, IoFailure> {
+        self.submit(request).await?.await
+    }
+
+    /// Submits the request, once there is a place for it. The future that comes back is its completion, and can be awaited
+    /// later, or not at all.
+    ///
+    /// # Errors
+    /// [`IoFailure`] for a request that was not taken.
+    pub async fn submit(&self, mut request: Request) -> Result<Pending, IoFailure> {
         let tag = request.sqe().user_data;
         let Ok(permit) = self.shared.permits.acquire().await else {
             return Err(IoFailure::refused(request, self.shared.why_over()));
         };
-        let place = loop {
+        let (place, ticket) = loop {
             match self.shared.submit(request) {
-                Ok(place) => break place,
+                Ok(taken) => break taken,
                 Err(SubmitError::Refused(refused)) => {
                     return Err(IoFailure::refused(refused.request, refused.error));
                 }
@@ -163,14 +222,47 @@ impl AsyncQueue {
         };
         // The place gives it back, not this scope.
         permit.forget();
-        let mut waiting = Waiting { shared: &self.shared, place: Some(place) };
-        match waiting.completion().await {
-            None => Err(IoFailure { error: self.shared.why_over(), buffer: None }),
-            Some(Completion { result: Err(error), buffer, .. }) => {
-                Err(IoFailure { error: error.into(), buffer })
+        Ok(Pending { shared: Arc::clone(&self.shared), place: Some(place), ticket, tag })
+    }
+
+    /// Submits the requests as one chain ([`Queue::submit_chain`]), once there is a place for all of them, and waits for
+    /// their completions, which come in their order.
+    ///
+    /// # Errors
+    /// [`ChainFailure`] for a chain that was not taken. How each member fared is in its own result.
+    pub async fn execute_chain(
+        &self,
+        mut requests: Vec<Request>,
+    ) -> Result<Vec<Result<Completion, IoFailure>>, Box<ChainFailure>> {
+        let tags: Vec<u64> = requests.iter().map(|request| request.sqe().user_data).collect();
+        let places = self.shared.places;
+        // More than there will ever be are refused by the queue, with words.
+        let wanted = u32::try_from(requests.len()).unwrap_or(u32::MAX).min(places);
+        let Ok(permits) = self.shared.permits.acquire_many(wanted).await else {
+            return Err(Box::new(ChainFailure { error: self.shared.why_over(), requests }));
+        };
+        let taken = loop {
+            match self.shared.submit_chain(requests) {
+                Ok(taken) => break taken,
+                Err(failure) if matches!(failure.error, Error::Full { .. }) => {
+                    let tagged = failure.requests.into_iter().zip(&tags);
+                    requests = tagged.map(|(request, tag)| request.tag(*tag)).collect();
+                }
+                Err(failure) => return Err(failure),
             }
-            Some(completion) => Ok(Completion { tag, ..completion }),
+            tokio::task::yield_now().await;
+        };
+        permits.forget();
+        let shared = || Arc::clone(&self.shared);
+        let pending = taken.into_iter().zip(tags);
+        let pending: Vec<Pending> = pending
+            .map(|((place, ticket), tag)| Pending { shared: shared(), place: Some(place), ticket, tag })
+            .collect();
+        let mut outcomes = Vec::with_capacity(pending.len());
+        for member in pending {
+            outcomes.push(member.await);
         }
+        Ok(outcomes)
     }
 
     /// Waits until this was the last owner's last request: nothing is in flight, and the task that picks up has ended.
@@ -192,34 +284,57 @@ impl AsyncQueue {
     }
 }
 
-/// A request in flight that somebody waits for.
-struct Waiting<'a> {
-    shared: &'a Shared,
+/// A request in flight: a future of its completion. Dropped, the request goes on, and its buffer goes back to the arena
+/// when it is completed.
+#[must_use = "the request is submitted; its completion is what this future waits for"]
+pub struct Pending {
+    shared: Arc<Shared>,
     place: Option<u32>,
+    ticket: Ticket,
+    tag: u64,
 }
 
-impl Waiting<'_> {
-    async fn completion(&mut self) -> Option<Completion> {
-        poll_fn(|context| {
-            let Some(place) = self.place else { return Poll::Ready(None) };
-            let done = self.shared.state().waiters.poll(place, context.waker());
-            if done.is_ready() {
-                self.place = None;
-                self.shared.permits.add_permits(1);
-            }
-            done
-        })
-        .await
+impl Pending {
+    /// Names the request for [`AsyncQueue::cancel`].
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Future for Pending {
+    type Output = Result<Completion, IoFailure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let lost = || Err(IoFailure::bare(self.shared.why_over()));
+        let Some(place) = self.place else { return Poll::Ready(lost()) };
+        let Poll::Ready(done) = self.shared.state().waiters.poll(place, context.waker()) else {
+            return Poll::Pending;
+        };
+        let result = done.map_or_else(lost, outcome);
+        self.place = None;
+        self.shared.permits.add_permits(1);
+        let tag = self.tag;
+        Poll::Ready(result.map(|completion| Completion { tag, ..completion }))
+    }
+}
+
+impl Drop for Pending {
     fn drop(&mut self) {
         // In a child the lock may be held for ever by a thread that exists in the parent only.
         let Some(place) = self.place.filter(|_| !self.shared.inner.is_child()) else { return };
         if self.shared.state().waiters.abandon(place) {
             self.shared.permits.add_permits(1);
         }
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("ticket", &self.ticket)
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
     }
 }
 
@@ -234,7 +349,7 @@ impl Shared {
     }
 
     /// Submits for the holder of a permit and returns the place where the completion will be.
-    fn submit(&self, request: Request) -> Result<u32, SubmitError> {
+    fn submit(&self, request: Request) -> Result<(u32, Ticket), SubmitError> {
         if let Err(error) = self.inner.check_fork() {
             return Err(SubmitError::refused(request, error));
         }
@@ -242,14 +357,40 @@ impl Shared {
         let State { queue, waiters, .. } = &mut *state;
         let Some(place) = waiters.join() else { return Err(SubmitError::Full(request)) };
         match queue.submit(request.tag(place.into())) {
-            Ok(_) => {
+            Ok(ticket) => {
                 // Fails only in a forked child, which was ruled out.
                 let _ = queue.commit();
-                Ok(place)
+                Ok((place, ticket))
             }
             Err(error) => {
                 waiters.leave(place);
                 Err(error)
+            }
+        }
+    }
+
+    /// The same for a chain, by the holder of a permit for each of its members.
+    fn submit_chain(&self, requests: Vec<Request>) -> Result<Vec<(u32, Ticket)>, Box<ChainFailure>> {
+        if let Err(error) = self.inner.check_fork() {
+            return Err(Box::new(ChainFailure { error, requests }));
+        }
+        let mut state = self.state();
+        let State { queue, waiters, .. } = &mut *state;
+        let mut places = Vec::with_capacity(requests.len());
+        let tag = |request: Request| {
+            // A chain that is longer than the table is refused; its tags do not matter.
+            let place = waiters.join();
+            places.extend(place);
+            request.tag(place.unwrap_or_default().into())
+        };
+        match queue.submit_chain(requests.into_iter().map(tag).collect()) {
+            Ok(tickets) => {
+                let _ = queue.commit();
+                Ok(places.into_iter().zip(tickets).collect())
+            }
+            Err(failure) => {
+                places.into_iter().for_each(|place| waiters.leave(place));
+                Err(failure)
             }
         }
     }

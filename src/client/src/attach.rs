@@ -76,7 +76,7 @@ fn checked_layout(
     expect("ABI version", answer.abi.into(), ABI_VERSION.into())?;
     expect("SQE bytes", answer.sqe_bytes.into(), SQE_BYTES.into())?;
     expect("CQE bytes", answer.cqe_bytes.into(), CQE_BYTES.into())?;
-    expect("queues", answer.queues.len() as u64, builder.queues_or_default().len() as u64)?;
+    expect("queues", answer.queues.len() as u64, builder.queues.len() as u64)?;
     expect("volumes", answer.volumes.len() as u64, builder.volumes.len() as u64)?;
     if !(1..=DOORBELLS_MAX).contains(&answer.doorbells) {
         return Err(unfit(format!(

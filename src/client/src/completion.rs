@@ -2,7 +2,8 @@
 
 use ferrio_shm::abi::cqe_flags;
 
-use crate::{Buffer, RequestError};
+use crate::error::{Error, IoFailure};
+use crate::{Buffer, Errno, IoVec, RequestError};
 
 /// Names a request from its submission to its completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,7 +13,13 @@ impl Ticket {
     /// Place of the request in its queue: below the queue's CQ entries, and nobody else's until it is completed.
     #[must_use]
     pub fn slot(self) -> usize {
-        (self.0 & u64::from(u32::MAX)) as usize
+        (self.0 & 0xffff) as usize
+    }
+
+    /// Index of its queue in the session.
+    #[must_use]
+    pub fn queue(self) -> u32 {
+        (self.0 >> 16) as u32 & 0xffff
     }
 
     /// The `user_data` that the daemon sees.
@@ -33,6 +40,8 @@ pub struct Completion {
     pub result: Result<u32, RequestError>,
     /// The request's buffer. `None`: it had none, or the session ended first and the kernel may still use it.
     pub buffer: Option<Buffer>,
+    /// The list of a readv or writev, with its buffers; `None` as above.
+    pub iovec: Option<IoVec>,
     /// `cqe_flags` of the ABI.
     pub flags: u32,
 }
@@ -54,5 +63,27 @@ impl Completion {
     #[must_use]
     pub fn overdue(&self) -> bool {
         self.flags & cqe_flags::OVERDUE != 0
+    }
+}
+
+/// What became of a cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// The request did not happen: it answers [`Errno::ECANCELED`].
+    Yes,
+    /// It was given to the device, and goes on as if nothing had been said.
+    TooLate,
+    /// It was answered before.
+    NotFound,
+}
+
+impl Cancelled {
+    pub(crate) fn from_answer(answer: Result<Completion, IoFailure>) -> Result<Self, Error> {
+        match answer.map_err(Error::from) {
+            Ok(_) => Ok(Cancelled::Yes),
+            Err(error) if error.errno() == Some(Errno::EALREADY) => Ok(Cancelled::TooLate),
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(Cancelled::NotFound),
+            Err(error) => Err(error),
+        }
     }
 }

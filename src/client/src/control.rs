@@ -1,20 +1,22 @@
-//! `Sessions.Open` over the control socket.
+//! `Sessions.Open` over the control socket, and what must be known before it.
 
 use std::path::Path;
 
 use ferrio_api::v1;
 use ferrio_api::v1::sessions_client::SessionsClient;
+use ferrio_api::v1::volumes_client::VolumesClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::Access;
 use crate::error::{Error, Refusal};
-use crate::options::SessionBuilder;
+use crate::options::{QueueOptions, SessionBuilder};
 
 /// Opens the session from any thread, whether a tokio runtime runs it or not: on a thread of its own, because a runtime
-/// cannot be entered inside of another.
-pub(crate) fn open(builder: &SessionBuilder) -> Result<v1::OpenSessionResponse, Error> {
+/// cannot be entered inside of another. Fills in the queues of a builder that has none.
+pub(crate) fn open(builder: &mut SessionBuilder) -> Result<v1::OpenSessionResponse, Error> {
     std::thread::scope(|scope| {
         let opener = std::thread::Builder::new()
             .name("ferrio-open".into())
@@ -30,14 +32,44 @@ pub(crate) fn open(builder: &SessionBuilder) -> Result<v1::OpenSessionResponse, 
     })
 }
 
-pub(crate) async fn open_async(builder: &SessionBuilder) -> Result<v1::OpenSessionResponse, Error> {
-    let path = builder.control_socket.as_path();
-    let timed_out =
-        |_| Error::Timeout { path: path.to_owned(), what: "Sessions.Open", limit: builder.timeout };
-    tokio::time::timeout(builder.timeout, call(path, builder.request())).await.map_err(timed_out)?
+/// As [`open`].
+pub(crate) async fn open_async(builder: &mut SessionBuilder) -> Result<v1::OpenSessionResponse, Error> {
+    let (path, limit) = (builder.control_socket.clone(), builder.timeout);
+    let timed_out = |_| Error::Timeout { path: path.clone(), what: "Sessions.Open", limit };
+    let call = async {
+        let channel = connect(&path).await?;
+        if builder.queues.is_empty() {
+            builder.queues = one_per_engine(channel.clone(), &builder.volumes).await;
+        }
+        let answer = SessionsClient::new(channel).open(builder.request()).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| Error::Refused {
+            reason: Refusal::from(status.code()),
+            message: status.message().to_owned(),
+        })
+    };
+    tokio::time::timeout(limit, call).await.map_err(timed_out)?
 }
 
-async fn call(path: &Path, request: v1::OpenSessionRequest) -> Result<v1::OpenSessionResponse, Error> {
+/// A queue for each engine at which one of the volumes lives, in their order. Where that cannot be known, one queue, which
+/// the daemon gives to the first volume's engine: if a volume does not exist, `Open` says so better.
+async fn one_per_engine(channel: Channel, volumes: &[(String, Access)]) -> Vec<QueueOptions> {
+    let one = || vec![QueueOptions::default()];
+    if volumes.len() < 2 {
+        return one();
+    }
+    let Ok(known) = VolumesClient::new(channel).list(v1::ListVolumesRequest {}).await else { return one() };
+    let known = known.into_inner().volumes;
+    let mut queues: Vec<QueueOptions> = Vec::new();
+    for (name, _) in volumes {
+        let Some(volume) = known.iter().find(|volume| volume.name == *name) else { return one() };
+        if queues.iter().all(|queue| queue.engine != volume.engine) {
+            queues.push(QueueOptions { engine: volume.engine.clone(), ..QueueOptions::default() });
+        }
+    }
+    queues
+}
+
+async fn connect(path: &Path) -> Result<Channel, Error> {
     // Connected here and not in the connector, so that the operating system's error is not lost inside of tonic's.
     let stream = UnixStream::connect(path).await.map_err(|cause| Error::connect(path, cause))?;
     let mut stream = Some(TokioIo::new(stream));
@@ -45,13 +77,8 @@ async fn call(path: &Path, request: v1::OpenSessionRequest) -> Result<v1::OpenSe
         let stream = stream.take().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected));
         async move { stream }
     });
-    let channel = Endpoint::from_static("http://ferriod")
+    Endpoint::from_static("http://ferriod")
         .connect_with_connector(connector)
         .await
-        .map_err(|error| Error::connect(path, std::io::Error::other(error)))?;
-    let answer = SessionsClient::new(channel).open(request).await;
-    answer.map(tonic::Response::into_inner).map_err(|status| Error::Refused {
-        reason: Refusal::from(status.code()),
-        message: status.message().to_owned(),
-    })
+        .map_err(|error| Error::connect(path, std::io::Error::other(error)))
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrio_shm::arena::AllocError;
+use ferrio_shm::mapping::RegionError;
 
-use crate::{Buffer, Errno, Request};
+use crate::{Buffer, Errno, Features, IoVec, Request};
 
 /// Why a call failed. Its text is complete: it repeats what the operating system or the daemon said.
 #[derive(Debug, thiserror::Error)]
@@ -71,18 +72,115 @@ pub enum Error {
         /// The index asked for.
         index: usize,
     },
+    /// All queues that reach the volume were taken, or the session was opened with none.
+    #[error(
+        "no queue is left that reaches volume {volume:?}; open the session with one more on engine {engine:?} (QueueOptions::engine)"
+    )]
+    NoQueueFor {
+        /// Volume.
+        volume: String,
+        /// Its engine.
+        engine: String,
+    },
+    /// The session was not granted what this needs.
+    #[error(
+        "the session has not the features this needs: {missing}; ask for them with SessionBuilder::features, of a ferriod that serves them"
+    )]
+    Unsupported {
+        /// What is missing.
+        missing: Features,
+    },
+    /// A list of memory for readv or writev is empty, or too long.
+    #[error("the list of memory has {entries} entries; readv and writev take 1 to {max}")]
+    IoVecLength {
+        /// Entries.
+        entries: usize,
+        /// Most entries.
+        max: u32,
+    },
+    /// A chain is empty, or too long for the ABI or for the queue's rings.
+    #[error("the chain has {requests} requests; one on this queue has 1 to {max}")]
+    ChainLength {
+        /// Requests.
+        requests: usize,
+        /// Most requests.
+        max: usize,
+    },
+    /// A raw SQE with the link flag was submitted alone.
+    #[error("an SQE with the link flag must be shown with the rest of its chain: use Queue::submit_chain")]
+    LooseLink,
+    /// The queue has no room for all of a chain.
+    #[error("queue {queue} has no room for all of the chain; pick completions up and submit it again")]
+    Full {
+        /// Queue.
+        queue: u32,
+    },
+    /// The memfd cannot become a region.
+    #[error("the memory cannot become a region: {why}")]
+    Unfit {
+        /// What is wrong.
+        why: RegionError,
+    },
+    /// The daemon does not add or remove the region.
+    #[error("ferriod does not {verb} region {index}: {errno}")]
+    Region {
+        /// "add" or "remove".
+        verb: &'static str,
+        /// Index of the region.
+        index: u16,
+        /// Why not.
+        errno: Errno,
+    },
+    /// No index is left for another region.
+    #[error("the session has {max} regions beside its arena, the most there can be: remove one")]
+    RegionsFull {
+        /// Most regions.
+        max: u16,
+    },
+    /// Buffers or spans of the region are still there.
+    #[error(
+        "region {index} is in use: drop its buffers and spans, and pick its requests up, before it is removed"
+    )]
+    RegionInUse {
+        /// Index of the region.
+        index: u16,
+    },
+    /// The region's memory is the caller's own.
+    #[error("region {index} is memory that the caller brought: name parts of it with Region::span")]
+    NoBuffers {
+        /// Index of the region.
+        index: u16,
+    },
+    /// The bytes are not in the region, or are the library's to hand out.
+    #[error(
+        "bytes {start} to {end} of region {index} cannot be named: they are outside of it, or it hands out buffers (Region::alloc)"
+    )]
+    NoSpan {
+        /// Index of the region.
+        index: u16,
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+    },
+    /// The daemon did not answer over the lease.
+    #[error("ferriod did not answer over the lease within {limit:?}; raise it with SessionBuilder::timeout")]
+    NoAnswer {
+        /// The limit.
+        limit: Duration,
+    },
     /// The arena cannot give the buffer.
     #[error("{0}")]
     Alloc(#[from] AllocError),
-    /// The buffer or volume belongs to another session.
-    #[error("the {what} belongs to another session; use the one that the queue's session gave out")]
+    /// The buffer, volume, region or ticket belongs to another session or queue.
+    #[error("the {what} belongs to another session or queue; use the one that this one gave out")]
     Foreign {
-        /// Buffer or volume.
+        /// Buffer, volume, region or ticket.
         what: &'static str,
     },
-    /// A raw request names arena memory that its own buffer does not cover.
+    /// A request names memory of the session that its own buffer does not cover.
     #[error(
-        "the request's memory, arena bytes {start} to {end}, is not inside its buffer; hand the buffer over with Request::with_buffer"
+        "the request's memory, bytes {start} to {end} of its region, is not inside its buffer; hand the buffer over with Request::with_buffer"
     )]
     NotOwned {
         /// First byte.
@@ -141,11 +239,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// The errno of a request that failed; `None` for everything else.
+    /// The errno of a request that failed, or of a region that was refused; `None` for everything else.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Error::Request(error) => Some(error.errno()),
+            Error::Region { errno, .. } => Some(*errno),
             _ => None,
         }
     }
@@ -352,6 +451,8 @@ pub struct IoFailure {
     pub error: Error,
     /// The request's buffer. `None`: it had none, or the kernel may still use it.
     pub buffer: Option<Buffer>,
+    /// The list of a readv or writev; `None` as above.
+    pub iovec: Option<IoVec>,
 }
 
 impl SubmitError {
@@ -361,8 +462,14 @@ impl SubmitError {
 }
 
 impl IoFailure {
+    /// With nothing to hand back.
+    pub(crate) fn bare(error: Error) -> Self {
+        IoFailure { error, buffer: None, iovec: None }
+    }
+
     pub(crate) fn refused(request: Request, error: Error) -> Self {
-        IoFailure { error, buffer: request.into_buffer() }
+        let (buffer, iovec) = request.held.into_parts();
+        IoFailure { error, buffer, iovec }
     }
 }
 

@@ -1,16 +1,16 @@
 //! The requests of one queue that have no answer yet, in a table that is allocated once.
 //!
-//! The `user_data` of an SQE is slot and generation. A slot's generation moves on when its request is answered, so a
+//! The `user_data` of an SQE is slot (16 bits), queue (16) and generation (32). A slot's generation moves on when its request is answered, so a
 //! second completion for it is recognised even after the slot has a new request.
 
-use crate::Buffer;
+use crate::memory::Held;
 use crate::request::Expected;
 
 /// A request in flight, as its completion needs it.
 pub(crate) struct Flight {
     pub tag: u64,
     pub expected: Expected,
-    pub buffer: Option<Buffer>,
+    pub held: Held,
 }
 
 /// A completion that no request in flight explains.
@@ -26,6 +26,7 @@ struct Slot {
 }
 
 pub(crate) struct InFlight {
+    queue: u32,
     slots: Box<[Slot]>,
     free: Vec<u32>,
     /// Slots that [`InFlight::take_any`] has emptied.
@@ -33,10 +34,11 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    pub(crate) fn new(entries: u32) -> Self {
+    /// Of the queue with this index; at most 65536 entries, as a CQ ring has.
+    pub(crate) fn new(queue: u32, entries: u32) -> Self {
         let slots = (0..entries).map(|_| Slot { generation: 1, flight: None }).collect();
         // Popped from the end: a queue that is used lightly stays in the first, warm slots.
-        InFlight { slots, free: (0..entries).rev().collect(), swept: 0 }
+        InFlight { queue, slots, free: (0..entries).rev().collect(), swept: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -52,13 +54,17 @@ impl InFlight {
         let Some(index) = self.free.pop() else { return Err(flight) };
         let slot = &mut self.slots[index as usize];
         slot.flight = Some(flight);
-        Ok(user_data(index, slot.generation))
+        Ok(user_data(self.queue, index, slot.generation))
     }
 
     /// Takes the request out that a completion answers.
     pub(crate) fn take(&mut self, user_data: u64) -> Result<Flight, Stray> {
-        let (index, generation) = (user_data as u32, (user_data >> 32) as u32);
+        let (index, queue) = (user_data as u32 & 0xffff, (user_data >> 16) as u32 & 0xffff);
+        let generation = (user_data >> 32) as u32;
         let slot = self.slots.get_mut(index as usize).ok_or(Stray::Unknown)?;
+        if queue != self.queue {
+            return Err(Stray::Unknown);
+        }
         if slot.generation != generation {
             return Err(slot.stray(generation));
         }
@@ -72,14 +78,14 @@ impl InFlight {
     pub(crate) fn take_any(&mut self) -> Option<(u64, Flight)> {
         let (slots, swept) = (self.slots.iter().enumerate(), self.swept);
         let (index, slot) = slots.skip(swept).find(|(_, slot)| slot.flight.is_some())?;
-        let user_data = user_data(index as u32, slot.generation);
+        let user_data = user_data(self.queue, index as u32, slot.generation);
         self.swept = index + 1;
         self.take(user_data).ok().map(|flight| (user_data, flight))
     }
 }
 
-fn user_data(index: u32, generation: u32) -> u64 {
-    u64::from(generation) << 32 | u64::from(index)
+fn user_data(queue: u32, index: u32, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(queue) << 16 | u64::from(index)
 }
 
 impl Slot {
@@ -100,12 +106,12 @@ mod tests {
     use super::*;
 
     fn flight(tag: u64) -> Flight {
-        Flight { tag, expected: Expected::Anything, buffer: None }
+        Flight { tag, expected: Expected::Anything, held: Held::Nothing }
     }
 
     #[test]
     fn full_table_gives_the_flight_back() {
-        let mut table = InFlight::new(2);
+        let mut table = InFlight::new(0, 2);
         let first = table.insert(flight(1)).ok().unwrap();
         table.insert(flight(2)).ok().unwrap();
         assert_eq!(table.insert(flight(3)).err().unwrap().tag, 3);
@@ -116,12 +122,13 @@ mod tests {
 
     #[test]
     fn strays_are_told_apart() {
-        let mut table = InFlight::new(4);
+        let mut table = InFlight::new(0, 4);
         let first = table.insert(flight(1)).ok().unwrap();
         assert_eq!(table.take(0).err(), Some(Stray::Unknown), "zeroed CQE");
         assert_eq!(table.take(1 << 32 | 99).err(), Some(Stray::Unknown), "slot out of range");
         assert_eq!(table.take(1 << 32 | 3).err(), Some(Stray::Unknown), "free slot, never used");
         assert_eq!(table.take(7 << 32).err(), Some(Stray::Unknown), "future generation");
+        assert_eq!(table.take(first | 1 << 16).err(), Some(Stray::Unknown), "another queue");
         assert_eq!(table.take(first).unwrap().tag, 1);
         assert_eq!(table.take(first).err(), Some(Stray::Doubled), "slot free again");
         let second = table.insert(flight(2)).ok().unwrap();
@@ -132,7 +139,7 @@ mod tests {
 
     #[test]
     fn generation_wraps_past_zero() {
-        let mut table = InFlight::new(1);
+        let mut table = InFlight::new(63, 1);
         table.slots[0].generation = u32::MAX;
         let last = table.insert(flight(1)).ok().unwrap();
         table.take(last).unwrap();
@@ -143,7 +150,7 @@ mod tests {
 
     #[test]
     fn take_any_empties_the_table() {
-        let mut table = InFlight::new(8);
+        let mut table = InFlight::new(1, 8);
         for tag in 0..5 {
             table.insert(flight(tag)).ok().unwrap();
         }

@@ -6,14 +6,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use ferrio_shm::abi::errno;
 use ferrio_shm::lease::{LEASE_MESSAGE_MAX, LeaseEvent, LeaseMessage};
 use ferrio_shm::peer;
 
-use crate::error::{Reason, SessionEnd};
+use crate::error::{Error, Reason, SessionEnd};
 use crate::wait;
 
 /// Events that nobody picks up: the oldest go first.
 const EVENTS_MAX: usize = 64;
+
+/// Another thread, asleep on its queue and this socket, may take the answer in: so often the asker looks.
+const LOOK_FOR_ANSWER: Duration = Duration::from_millis(5);
 
 /// Longest wait for the daemon to let a closed session go. It finds out by itself, only later.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
@@ -41,20 +45,26 @@ pub(crate) struct Lease {
     socket: OwnedFd,
     heard: Mutex<Heard>,
     end: OnceLock<SessionEnd>,
+    /// Longest wait for an answer.
+    patience: Duration,
 }
 
 #[derive(Default)]
 struct Heard {
     events: VecDeque<Event>,
+    /// Answers to RegionAdd and RegionRemove: index and errno.
+    answers: VecDeque<(u16, i32)>,
+    /// Answers to come that nobody waits for any more.
+    overdue: u32,
     /// Said by the daemon before it closes the lease.
     farewell: Option<String>,
 }
 
 impl Lease {
     /// Takes the socket over after the attach; from here on nothing that reads it blocks.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, patience: Duration) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Lease { socket, heard: Mutex::default(), end: OnceLock::new() })
+        Ok(Lease { socket, heard: Mutex::default(), end: OnceLock::new(), patience })
     }
 
     /// How the session ended, if it did: one load.
@@ -89,6 +99,7 @@ impl Lease {
             }
             match LeaseMessage::decode(&bytes[..length]) {
                 Ok(LeaseMessage::Event(event)) => self.take_event(&mut heard, event, &mut resized),
+                Ok(LeaseMessage::RegionReply { index, errno }) => heard.answer(index, errno),
                 // Messages of a newer daemon that this version has not asked for.
                 Ok(_) => {}
                 Err(error) => {
@@ -121,6 +132,51 @@ impl Lease {
 
     pub(crate) fn next_event(&self) -> Option<Event> {
         self.heard().events.pop_front()
+    }
+
+    /// Sends RegionAdd or RegionRemove and waits for the errno of the answer; answers come in order. One caller at a time.
+    /// `listen` takes in what comes.
+    pub(crate) fn ask(
+        &self,
+        index: u16,
+        question: &LeaseMessage,
+        fds: &[BorrowedFd<'_>],
+        listen: impl Fn(),
+    ) -> Result<i32, Error> {
+        let until = Instant::now() + self.patience;
+        let failed = |what| Error::io(what);
+        loop {
+            match peer::send_message(&self.socket, &question.encode(), fds) {
+                Ok(()) => break,
+                // The daemon has not read the ones before.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                    std::thread::sleep(LOOK_FOR_ANSWER);
+                }
+                Err(error) => {
+                    listen();
+                    return Err(self.end().map_or_else(
+                        || failed("ask ferriod over the lease")(error),
+                        |end| end.clone().into(),
+                    ));
+                }
+            }
+        }
+        loop {
+            listen();
+            if let Some((answered, errno)) = self.heard().answers.pop_front() {
+                return Ok(if answered == index { errno } else { errno::EPROTO });
+            }
+            if let Some(end) = self.end() {
+                return Err(end.clone().into());
+            }
+            let now = Instant::now();
+            if now >= until {
+                self.heard().overdue += 1;
+                return Err(Error::NoAnswer { limit: self.patience });
+            }
+            let look = until.min(now + LOOK_FOR_ANSWER);
+            wait::readable(self.as_fd(), Some(look)).map_err(failed("wait for ferriod's answer"))?;
+        }
     }
 
     /// Tells the daemon that the client is done, and waits until it has let go: it closes its end when nothing touches
@@ -157,6 +213,13 @@ impl Heard {
             self.events.pop_front();
         }
         self.events.push_back(event);
+    }
+
+    fn answer(&mut self, index: u16, errno: i32) {
+        match self.overdue.checked_sub(1) {
+            Some(left) => self.overdue = left,
+            None => self.answers.push_back((index, errno)),
+        }
     }
 
     fn last_words(&mut self) -> Reason {

@@ -5,7 +5,7 @@
 //!
 //! | way | calls | for |
 //! |---|---|---|
-//! | blocking | [`Queue::read`], [`Queue::write`], [`Queue::flush`], [`Queue::execute`] | one request at a time |
+//! | blocking | [`Queue::read`], [`Queue::write`], [`Queue::flush`] and so on, [`Queue::execute`] | one request at a time |
 //! | polling | [`Queue::submit`], [`Queue::commit`], [`Queue::poll`], [`Queue::wait`] | many requests in flight from one thread |
 //! | async | [`Queue::into_async`], then the same verbs on [`AsyncQueue`] | tokio |
 //!
@@ -32,12 +32,21 @@
 //! # }
 //! ```
 //!
+//! # Beyond reads and writes
+//! [`Request`] has a constructor for every operation of the ABI, and what goes with all of them: [`Request::prio`],
+//! [`Request::timeout`], [`Request::barrier`]. Requests that depend on each other go by [`Queue::submit_chain`]; one that
+//! waits is taken back by [`Request::cancel`]. Data can lie in several buffers ([`IoVec`]), and in memory of the
+//! caller's own ([`Session::add_region`]). What a daemon serves of all this is in [`Session::features`].
+//!
+//! A session with volumes at several engines has a queue at each of them, unless it was opened with queues of its own
+//! choice: [`Session::take_queue_for`].
+//!
 //! # What holds
 //! - Every request that was submitted is completed exactly once, by the daemon or, when the session ends first, by the
 //!   library with [`RequestError::Unanswered`].
 //! - A buffer that the daemon may still use is never handed out again: it stays with its request until the completion,
 //!   also when a future is dropped, and is given up for good when the session ends first.
-//! - Nothing is allocated per request once the queue is open, except by the async futures' own callers.
+//! - Nothing is allocated per request once the queue is open, except for chains and by the async futures' own callers.
 //! - In a forked child every call answers [`Error::Forked`]; dropping things there does nothing to the parent.
 
 #![forbid(unsafe_code)]
@@ -45,14 +54,18 @@
 mod async_queue;
 mod attach;
 mod blocking;
+mod chain;
 mod completion;
 mod control;
 mod errno;
 mod error;
+mod features;
 mod inflight;
 mod lease;
+mod memory;
 mod options;
 mod queue;
+mod region;
 mod request;
 mod session;
 mod spin;
@@ -60,18 +73,23 @@ mod volume;
 mod wait;
 mod waiters;
 
-pub use async_queue::AsyncQueue;
-pub use completion::{Completion, Ticket};
+pub use async_queue::{AsyncQueue, Pending};
+pub use chain::ChainFailure;
+pub use completion::{Cancelled, Completion, Ticket};
 pub use errno::Errno;
 pub use error::{
     Error, IoFailure, ProtocolError, Reason, Refusal, Refused, RequestError, SessionEnd, SubmitError,
 };
+pub use features::Features;
 pub use ferrio_shm::arena::{AllocError, Buffer};
 pub use ferrio_shm::entry::Sqe;
+pub use ferrio_shm::mapping::RegionError;
 pub use lease::Event;
+pub use memory::{IoVec, Memory, Span};
 pub use options::{QueueOptions, SessionBuilder};
 pub use queue::{Queue, QueueStats};
+pub use region::{Region, RegionFailure};
 pub use request::Request;
-pub use session::Session;
+pub use session::{Hugepages, Session};
 pub use spin::WaitPolicy;
-pub use volume::{Access, Volume};
+pub use volume::{Access, Support, Volume};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ferrio_api::v1;
 use ferrio_shm::abi::ABI_VERSION;
 
-use crate::{Access, WaitPolicy};
+use crate::{Access, Features, WaitPolicy};
 
 /// One queue: an SQ ring, a CQ ring, one owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct SessionBuilder {
     pub(crate) volumes: Vec<(String, Access)>,
     pub(crate) queues: Vec<QueueOptions>,
     pub(crate) arena_bytes: u64,
+    pub(crate) features: Features,
+    pub(crate) hugepages: bool,
     pub(crate) timeout: Duration,
 }
 
@@ -49,6 +51,8 @@ impl SessionBuilder {
             volumes: Vec::new(),
             queues: Vec::new(),
             arena_bytes: 4 << 20,
+            features: Features::ALL,
+            hugepages: false,
             timeout: Duration::from_secs(10),
         }
     }
@@ -65,7 +69,8 @@ impl SessionBuilder {
         self
     }
 
-    /// Adds a queue. Without any, the session has one with the default options.
+    /// Adds a queue. Without any, the session has one with the default options for each engine that serves one of its
+    /// volumes, in the order of the volumes.
     pub fn queue(mut self, options: QueueOptions) -> Self {
         self.queues.push(options);
         self
@@ -77,7 +82,21 @@ impl SessionBuilder {
         self
     }
 
-    /// Longest wait for each answer of the daemon while the session is opened. Default: 10 s.
+    /// Asks for an arena in huge pages (2 MiB), where the kernel has them; [`Session::hugepages`](crate::Session::hugepages)
+    /// says what came of it.
+    pub fn hugepages(mut self, hugepages: bool) -> Self {
+        self.hugepages = hugepages;
+        self
+    }
+
+    /// What the session asks for beyond plain reads and writes; [`Session::features`](crate::Session::features) says what
+    /// it got. Default: all that this library knows.
+    pub fn features(mut self, features: Features) -> Self {
+        self.features = features;
+        self
+    }
+
+    /// Longest wait for each answer of the daemon while the session is opened or regions are added. Default: 10 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -88,10 +107,6 @@ impl SessionBuilder {
     pub fn attach_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.attach_socket = Some(path.into());
         self
-    }
-
-    pub(crate) fn queues_or_default(&self) -> Vec<QueueOptions> {
-        if self.queues.is_empty() { vec![QueueOptions::default()] } else { self.queues.clone() }
     }
 
     pub(crate) fn request(&self) -> v1::OpenSessionRequest {
@@ -106,13 +121,13 @@ impl SessionBuilder {
         };
         v1::OpenSessionRequest {
             client_name: self.name.clone().unwrap_or_else(process_name),
-            queues: self.queues_or_default().iter().map(queue).collect(),
+            queues: self.queues.iter().map(queue).collect(),
             arena_bytes: self.arena_bytes,
             volumes: self.volumes.iter().map(volume).collect(),
             abi_min: ABI_VERSION,
             abi_max: ABI_VERSION,
-            features: 0,
-            hugepages: false,
+            features: self.features.bits(),
+            hugepages: self.hugepages,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrio_shm::abi::sqe_flags;
 use ferrio_shm::doorbell::{DoorbellRx, DoorbellTx, Drained};
 use ferrio_shm::entry::{Cqe, Sqe};
 use ferrio_shm::mapping::MappedQueue;
@@ -16,6 +17,7 @@ use ferrio_shm::ring::{CqConsumer, QueueMemory, SqProducer};
 use crate::completion::{Completion, Ticket};
 use crate::error::{Error, ProtocolError, Reason, RequestError, SessionEnd, SubmitError};
 use crate::inflight::{Flight, InFlight, Stray};
+use crate::memory::Held;
 use crate::request::{Expected, Request};
 use crate::session::{Inner, QueueParts};
 use crate::spin::Spinner;
@@ -30,6 +32,7 @@ const SPINS_PER_CLOCK_LOOK: u32 = 32;
 pub struct Queue {
     inner: Arc<Inner>,
     index: u32,
+    engine: String,
     sq_entries: u32,
     sq: SqProducer<MappedQueue>,
     cq: CqConsumer<MappedQueue>,
@@ -77,12 +80,13 @@ impl Queue {
         Queue {
             inner,
             index: parts.index,
+            engine: parts.engine,
             sq_entries: parts.rings.sq_entries(),
             sq: SqProducer::new(parts.rings.clone()),
             cq: CqConsumer::new(parts.rings),
             sq_doorbell: parts.sq_doorbell,
             cq_doorbell: parts.cq_doorbell,
-            in_flight: InFlight::new(cq_entries),
+            in_flight: InFlight::new(parts.index, cq_entries),
             set_aside: VecDeque::with_capacity(cq_entries as usize),
             stray: None,
             spinner: Spinner::new(parts.options.wait, cpus),
@@ -97,6 +101,12 @@ impl Queue {
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Engine that serves it: it reaches the volumes of this engine.
+    #[must_use]
+    pub fn engine(&self) -> &str {
+        &self.engine
     }
 
     /// Requests that were submitted and not picked up yet.
@@ -122,40 +132,54 @@ impl Queue {
     ///
     /// # Errors
     /// Every error hands the request back. [`SubmitError::Full`]: pick completions up and try again.
-    pub fn submit(&mut self, mut request: Request) -> Result<Ticket, SubmitError> {
+    pub fn submit(&mut self, request: Request) -> Result<Ticket, SubmitError> {
         if let Err(error) = self.admit(&request) {
             return Err(SubmitError::refused(request, error));
+        }
+        if request.sqe().flags & sqe_flags::LINK != 0 {
+            return Err(SubmitError::refused(request, Error::LooseLink));
         }
         if self.in_flight() >= self.in_flight_max() {
             return Err(SubmitError::Full(request));
         }
+        self.stage(request).map_err(SubmitError::Full)
+    }
+
+    /// Puts an admitted request into ring and table; no room gives it back.
+    pub(crate) fn stage(&mut self, mut request: Request) -> Result<Ticket, Request> {
         let sqe = *request.sqe();
-        let flight =
-            Flight { tag: sqe.user_data, expected: request.expected(), buffer: request.buffer.take() };
+        let flight = Flight {
+            tag: sqe.user_data,
+            expected: request.expected(),
+            held: std::mem::take(&mut request.held),
+        };
         let user_data = match self.in_flight.insert(flight) {
             Ok(user_data) => user_data,
             Err(flight) => {
-                request.buffer = flight.buffer;
-                return Err(SubmitError::Full(request));
+                request.held = flight.held;
+                return Err(request);
             }
         };
         if !self.push(&Sqe { user_data, ..sqe }) {
-            request.buffer = self.in_flight.take(user_data).ok().and_then(|flight| flight.buffer);
-            return Err(SubmitError::Full(request));
+            request.held = self.in_flight.take(user_data).map_or(Held::Nothing, |flight| flight.held);
+            return Err(request);
         }
         self.stats.submitted += 1;
         Ok(Ticket(user_data))
     }
 
-    fn admit(&self, request: &Request) -> Result<(), Error> {
+    /// Requests that can be staged now, all of them before anything is picked up.
+    pub(crate) fn room(&mut self) -> usize {
+        self.cq.release();
+        (self.sq.room() as usize).min(self.in_flight_max() - self.in_flight())
+    }
+
+    pub(crate) fn admit(&self, request: &Request) -> Result<(), Error> {
         self.inner.check_fork()?;
         if let Some(end) = self.inner.lease.end() {
             return Err(end.clone().into());
         }
-        if request.buffer.as_ref().is_some_and(|buffer| !self.inner.owns(buffer)) {
-            return Err(Error::Foreign { what: "buffer" });
-        }
-        request.check(self.inner.session_id, self.inner.arena_bytes)
+        request.check(&self.inner, self.index)
     }
 
     /// CQ entries that were picked up but not yet released count as taken in the ring's account.
@@ -251,7 +275,8 @@ impl Queue {
         self.stats.completed += 1;
         self.stats.errors += u64::from(result.is_err());
         let ticket = Ticket(user_data);
-        Ok(Completion { ticket, tag: flight.tag, result, buffer: flight.buffer, flags: cqe.flags })
+        let (buffer, iovec) = flight.held.into_parts();
+        Ok(Completion { ticket, tag: flight.tag, result, buffer, iovec, flags: cqe.flags })
     }
 
     /// Looks, now and then, whether the session is still there.
@@ -283,14 +308,13 @@ impl Queue {
             None => return Ok(None),
         };
         let Some((user_data, flight)) = self.in_flight.take_any() else { return Err(end.into()) };
-        if let Some(buffer) = flight.buffer {
-            buffer.leak();
-        }
+        flight.held.leak();
         self.stats.completed += 1;
         self.stats.errors += 1;
         self.stats.unanswered += 1;
         let result = Err(RequestError::Unanswered(end));
-        Ok(Some(Completion { ticket: Ticket(user_data), tag: flight.tag, result, buffer: None, flags: 0 }))
+        let (ticket, tag) = (Ticket(user_data), flight.tag);
+        Ok(Some(Completion { ticket, tag, result, buffer: None, iovec: None, flags: 0 }))
     }
 
     /// Waits for a completion that comes from the ring.
@@ -420,9 +444,7 @@ impl Drop for Queue {
     /// Nobody is left to wait for the completions, and the kernel may still use the buffers: they are given up.
     fn drop(&mut self) {
         while let Some((_, flight)) = self.in_flight.take_any() {
-            if let Some(buffer) = flight.buffer {
-                buffer.leak();
-            }
+            flight.held.leak();
         }
     }
 }

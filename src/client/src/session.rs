@@ -18,9 +18,11 @@ use crate::attach::{self, Attached};
 use crate::control;
 use crate::error::{Error, Reason, SessionEnd};
 use crate::lease::{Event, Lease};
+use crate::memory::TABLE_BYTES;
 use crate::options::{QueueOptions, SessionBuilder};
 use crate::queue::Queue;
-use crate::{Buffer, Volume, wait};
+use crate::region::Regions;
+use crate::{Buffer, Features, IoVec, Volume, wait};
 
 /// How long to wait for the reason of a fault that the session header shows already.
 const REASON_WAIT: Duration = Duration::from_millis(100);
@@ -32,9 +34,19 @@ pub struct Session {
     queues: Mutex<Vec<Option<QueueParts>>>,
 }
 
+/// How much of an arena is in huge pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hugepages {
+    /// Part of the arena that is. Bytes, a multiple of 2 MiB; 0: none, or not asked for.
+    pub bytes: u64,
+    /// Why not all of it is; empty if it is, or if that was not asked for.
+    pub reason: String,
+}
+
 /// What a queue is made of, until somebody takes it.
 pub(crate) struct QueueParts {
     pub index: u32,
+    pub engine: String,
     pub rings: MappedQueue,
     pub sq_doorbell: Arc<DoorbellTx>,
     pub cq_doorbell: DoorbellRx,
@@ -46,11 +58,13 @@ pub(crate) struct Inner {
     pub session_id: u64,
     pub lease: Lease,
     pub arena_bytes: u64,
+    /// Those that the client added. Held while the daemon is asked about one.
+    pub regions: Mutex<Regions>,
     arena: Arena,
-    /// Address of the arena in this process: a buffer of another session lies elsewhere.
-    arena_address: Option<usize>,
     header: SessionHeader,
     volumes: Vec<Volume>,
+    features: Features,
+    hugepages: Hugepages,
     fork_guard: ForkGuard,
 }
 
@@ -92,6 +106,46 @@ impl Session {
         Ok(Queue::new(Arc::clone(&self.inner), parts))
     }
 
+    /// Hands out the first queue that is left of those that reach the volume.
+    pub fn take_queue_for(&self, volume: &Volume) -> Result<Queue, Error> {
+        self.inner.check_fork()?;
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let serves = |parts: &QueueParts| parts.engine == volume.engine();
+        let found = queues.iter_mut().find(|parts| parts.as_ref().is_some_and(serves)).and_then(Option::take);
+        let parts = found.ok_or_else(|| Error::NoQueueFor {
+            volume: volume.name().to_owned(),
+            engine: volume.engine().to_owned(),
+        })?;
+        Ok(Queue::new(Arc::clone(&self.inner), parts))
+    }
+
+    /// Number of queues, those that were taken included.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// What the daemon granted of what the builder asked for.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.inner.features
+    }
+
+    /// What came of [`SessionBuilder::hugepages`].
+    #[must_use]
+    pub fn hugepages(&self) -> &Hugepages {
+        &self.inner.hugepages
+    }
+
+    /// An empty list of memory for readv and writev, which takes 4096 bytes of the arena for its entries.
+    pub fn iovec(&self) -> Result<IoVec, Error> {
+        Ok(IoVec::new(self.alloc(TABLE_BYTES)?))
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// Takes a buffer from the session's arena; it goes back when it is dropped. It starts at a multiple of 4096.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer, Error> {
         self.inner.check_fork()?;
@@ -108,27 +162,22 @@ impl Session {
         }
     }
 
-    pub(crate) fn open(builder: &SessionBuilder) -> Result<Self, Error> {
-        let answer = control::open(builder)?;
-        let attached = attach::attach(builder, &answer)?;
-        Session::assemble(attached, answer.volumes, builder.queues_or_default(), &answer.queues)
+    pub(crate) fn open(mut builder: SessionBuilder) -> Result<Self, Error> {
+        let answer = control::open(&mut builder)?;
+        Session::assemble(attach::attach(&builder, &answer)?, answer, &builder)
     }
 
-    pub(crate) async fn open_async(builder: SessionBuilder) -> Result<Self, Error> {
-        let answer = control::open_async(&builder).await?;
-        let attach = move || {
-            let attached = attach::attach(&builder, &answer)?;
-            Session::assemble(attached, answer.volumes, builder.queues_or_default(), &answer.queues)
-        };
+    pub(crate) async fn open_async(mut builder: SessionBuilder) -> Result<Self, Error> {
+        let answer = control::open_async(&mut builder).await?;
+        let attach = move || Session::assemble(attach::attach(&builder, &answer)?, answer, &builder);
         let attached = tokio::task::spawn_blocking(attach).await;
         attached.map_err(|error| Error::Io { what: "attach", cause: error.into() })?
     }
 
     pub(crate) fn assemble(
         attached: Attached,
-        grants: Vec<v1::VolumeGrant>,
-        options: Vec<QueueOptions>,
-        granted: &[v1::QueueLayout],
+        answer: v1::OpenSessionResponse,
+        builder: &SessionBuilder,
     ) -> Result<Self, Error> {
         let Attached { session_id, layout, mapping, header, fork_guard, lease, doorbells, cq_doorbells } =
             attached;
@@ -137,7 +186,7 @@ impl Session {
         for (index, cq_doorbell) in (0u32..).zip(cq_doorbells) {
             let at = index as usize;
             let (Some(layout), Some(options), Some(granted)) =
-                (layout.queues.get(at), options.get(at), granted.get(at))
+                (layout.queues.get(at), builder.queues.get(at), answer.queues.get(at))
             else {
                 return Err(unfit("more CQ doorbells than queues"));
             };
@@ -146,6 +195,7 @@ impl Session {
             let rings = MappedQueue::new(Arc::clone(&mapping), layout);
             queues.push(Some(QueueParts {
                 index,
+                engine: granted.engine.clone(),
                 rings: rings.ok_or_else(|| unfit("a queue that is not inside of the session memory"))?,
                 sq_doorbell: Arc::clone(sq_doorbell),
                 cq_doorbell,
@@ -154,16 +204,18 @@ impl Session {
         }
         let region = Region::new(mapping, layout.arena_offset, layout.arena_bytes)
             .ok_or_else(|| unfit("the arena is not inside of the session memory"))?;
-        let arena = Arena::new(region, fork_guard.clone())?;
+        let arena = Arena::new(0, region, fork_guard.clone())?;
         let volume = |(index, grant)| Volume::new(session_id, index, grant);
         let inner = Inner {
             session_id,
-            lease: Lease::new(lease).map_err(Error::io("set up the lease"))?,
+            lease: Lease::new(lease, builder.timeout).map_err(Error::io("set up the lease"))?,
             arena_bytes: layout.arena_bytes,
-            arena_address: arena.alloc(1).ok().map(|first| arena_address(&first)),
+            regions: Mutex::default(),
             arena,
             header,
-            volumes: grants.into_iter().enumerate().map(volume).collect::<Result<_, _>>()?,
+            hugepages: Hugepages { bytes: answer.hugepages_bytes, reason: answer.hugepages_reason },
+            features: Features::from_bits(answer.features & builder.features.bits()),
+            volumes: answer.volumes.into_iter().enumerate().map(volume).collect::<Result<_, _>>()?,
             fork_guard,
         };
         Ok(Session { inner: Arc::new(inner), queues: Mutex::new(queues) })
@@ -182,7 +234,7 @@ impl fmt::Debug for Session {
 impl SessionBuilder {
     /// Opens the session and waits until that is done. It may be called inside of an async runtime, but blocks it.
     pub fn open(self) -> Result<Session, Error> {
-        Session::open(&self)
+        Session::open(self)
     }
 
     /// The same for callers inside of a tokio runtime that must not block.
@@ -201,9 +253,16 @@ impl Inner {
         self.fork_guard.is_child()
     }
 
-    /// Whether the buffer is from this session's arena.
-    pub(crate) fn owns(&self, buffer: &Buffer) -> bool {
-        self.arena_address == Some(arena_address(buffer))
+    /// What its buffers and regions are known by.
+    pub(crate) fn fork_guard(&self) -> &ForkGuard {
+        &self.fork_guard
+    }
+
+    pub(crate) fn check_features(&self, needs: Features) -> Result<(), Error> {
+        if self.features.contains(needs) {
+            return Ok(());
+        }
+        Err(Error::Unsupported { missing: needs.without(self.features) })
     }
 
     /// Takes in what the daemon has said, without waiting.
@@ -253,8 +312,4 @@ impl Drop for Inner {
             self.lease.close();
         }
     }
-}
-
-fn arena_address(buffer: &Buffer) -> usize {
-    buffer.as_ptr().addr().wrapping_sub(buffer.offset() as usize)
 }

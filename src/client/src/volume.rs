@@ -19,6 +19,33 @@ pub enum Access {
     ReadWriteShared,
 }
 
+/// What becomes of an operation on a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// The device or the file system does it: by what means.
+    Native(String),
+    /// ferriod does it by other means: which.
+    Emulated(String),
+    /// Requests answer [`Errno::EOPNOTSUPP`](crate::Errno::EOPNOTSUPP): why.
+    Unsupported(String),
+}
+
+impl Support {
+    /// A daemon that says nothing does not serve it.
+    fn granted(support: Option<v1::Support>) -> Self {
+        let Some(support) = support else {
+            return Support::Unsupported("this ferriod does not serve it".into());
+        };
+        match support.level() {
+            v1::SupportLevel::Native => Support::Native(support.how),
+            v1::SupportLevel::Emulated => Support::Emulated(support.how),
+            v1::SupportLevel::Unsupported | v1::SupportLevel::Unspecified => {
+                Support::Unsupported(support.how)
+            }
+        }
+    }
+}
+
 impl From<Access> for v1::Access {
     fn from(access: Access) -> Self {
         match access {
@@ -43,6 +70,8 @@ struct Granted {
     memory_align_bytes: u32,
     request_bytes_max: u32,
     engine: String,
+    discard: Support,
+    write_zeroes: Support,
 }
 
 impl Volume {
@@ -70,6 +99,8 @@ impl Volume {
             memory_align_bytes: grant.memory_align_bytes,
             request_bytes_max: grant.request_bytes_max,
             engine: grant.engine,
+            discard: Support::granted(grant.discard),
+            write_zeroes: Support::granted(grant.write_zeroes),
         })))
     }
 
@@ -119,6 +150,18 @@ impl Volume {
     #[must_use]
     pub fn engine(&self) -> &str {
         &self.0.engine
+    }
+
+    /// What [`Request::discard`](crate::Request::discard) does there.
+    #[must_use]
+    pub fn discard(&self) -> &Support {
+        &self.0.discard
+    }
+
+    /// What [`Request::write_zeroes`](crate::Request::write_zeroes) does there.
+    #[must_use]
+    pub fn write_zeroes(&self) -> &Support {
+        &self.0.write_zeroes
     }
 
     pub(crate) fn session_id(&self) -> u64 {

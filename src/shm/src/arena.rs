@@ -1,8 +1,8 @@
-//! A client's allocator for data buffers in its arena, region 0.
+//! A client's allocator for data buffers: in its arena, region 0, or in a region of its own.
 
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::{Deref, DerefMut};
+use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::{mem, slice};
 
 use range_alloc::RangeAllocator;
 
@@ -12,6 +12,13 @@ use crate::sync::Arc;
 
 /// Buffers begin at multiples of it and take multiples of it. Bytes.
 const GRAIN_BYTES: u64 = 4096;
+/// Offset of a buffer that is not to be freed.
+const LEAKED: u64 = u64::MAX;
+
+/// What a buffer of `length` takes. Bytes.
+fn taken(length: usize) -> u64 {
+    (length as u64).checked_next_multiple_of(GRAIN_BYTES).unwrap_or(u64::MAX)
+}
 
 /// Why there is no buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +28,7 @@ pub enum AllocError {
     ZeroLength,
     /// Not enough in one piece.
     #[error(
-        "no {asked} bytes in one piece are free in the arena ({free} of {total} bytes are free); drop buffers or open the session with a larger arena"
+        "no {asked} bytes in one piece are free ({free} of {total} bytes are free); drop buffers, open the session with a larger arena, or add a region"
     )]
     Full {
         /// Length asked for, rounded up to 4096. Bytes.
@@ -45,6 +52,7 @@ pub struct Arena(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    index: u16,
     region: Region,
     guard: ForkGuard,
     free: Mutex<RangeAllocator<u64>>,
@@ -52,13 +60,15 @@ struct Shared {
 
 impl Arena {
     /// The one arena over the memory of `region`, which no ring or other region may overlap: a layout that passed
-    /// [`crate::layout::SessionLayout::check`] sees to that.
-    pub fn new(region: Region, guard: ForkGuard) -> Result<Arena, AllocError> {
+    /// [`crate::layout::SessionLayout::check`] sees to that. Requests name it by `index`.
+    ///
+    /// `guard` is the session's: it tells its buffers from those of another ([`Buffer::is_of`]).
+    pub fn new(index: u16, region: Region, guard: ForkGuard) -> Result<Arena, AllocError> {
         if !region.memory().claim_arena() {
             return Err(AllocError::Taken);
         }
         let free = Mutex::new(RangeAllocator::new(0..region.len() / GRAIN_BYTES * GRAIN_BYTES));
-        Ok(Arena(Arc::new(Shared { region, guard, free })))
+        Ok(Arena(Arc::new(Shared { index, region, guard, free })))
     }
 
     /// A buffer of `length` bytes at a multiple of 4096. Its content is whatever was there before.
@@ -70,7 +80,7 @@ impl Arena {
             return Err(AllocError::ZeroLength);
         }
         let total = self.0.region.len();
-        let asked = (length as u64).checked_next_multiple_of(GRAIN_BYTES).unwrap_or(u64::MAX);
+        let asked = taken(length);
         let mut free = self.0.free();
         // Only lengths that can fit go to the allocator, whose arithmetic is not checked.
         let range = if asked <= total { free.allocate_range(asked).ok() } else { None };
@@ -79,7 +89,14 @@ impl Arena {
         };
         drop(free);
         let slice = self.0.region.slice(range.start, asked).expect("the allocator covers the region");
-        Ok(Buffer { start: slice.as_ptr(), length, range, arena: Arc::clone(&self.0) })
+        Ok(Buffer { start: slice.as_ptr(), length, offset: range.start, arena: Arc::clone(&self.0) })
+    }
+
+    /// Bytes in buffers, those that were leaked included.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        let whole = self.0.region.len() / GRAIN_BYTES * GRAIN_BYTES;
+        if self.0.guard.is_child() { whole } else { whole - self.0.free().total_available() }
     }
 }
 
@@ -97,8 +114,8 @@ impl Shared {
 pub struct Buffer {
     start: *mut u8,
     length: usize,
-    /// What was taken from the allocator; empty once leaked.
-    range: Range<u64>,
+    /// Start of what was taken from the allocator, or [`LEAKED`].
+    offset: u64,
     arena: Arc<Shared>,
 }
 
@@ -109,16 +126,22 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// Index of its region: the arena is region 0.
+    /// Index of its region: the session's arena is region 0.
     #[must_use]
     pub fn region(&self) -> u16 {
-        0
+        self.arena.index
+    }
+
+    /// Whether it is of the session with this guard.
+    #[must_use]
+    pub fn is_of(&self, guard: &ForkGuard) -> bool {
+        self.arena.guard.is_same(guard)
     }
 
     /// Start in the region. Bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.range.start
+        self.offset
     }
 
     /// Length. Bytes.
@@ -136,8 +159,7 @@ impl Buffer {
     /// Gives the buffer up without freeing its range: for one that the daemon may still write to when nobody is
     /// left to wait for it.
     pub fn leak(mut self) {
-        let range = mem::take(&mut self.range);
-        self.range = range.start..range.start;
+        self.offset = LEAKED;
     }
 
     fn check_process(&self) {
@@ -171,8 +193,8 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         // In a child another thread of the parent may have held the lock at the fork.
-        if !self.range.is_empty() && !self.arena.guard.is_child() {
-            self.arena.free().free_range(self.range.clone());
+        if self.offset != LEAKED && !self.arena.guard.is_child() {
+            self.arena.free().free_range(self.offset..self.offset + taken(self.length));
         }
     }
 }

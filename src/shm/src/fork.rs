@@ -40,6 +40,12 @@ impl ForkGuard {
         Ok(guard)
     }
 
+    /// Whether it is a clone of the other.
+    #[must_use]
+    pub fn is_same(&self, other: &ForkGuard) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether this process was forked from the one that made the guard.
     #[must_use]
     pub fn is_child(&self) -> bool {

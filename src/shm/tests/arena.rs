@@ -20,7 +20,7 @@ fn arena(pages: u64) -> (Arena, Region) {
     let client = Mapping::new_client(memfd.as_fd(), (BASE + bytes) as usize, &guard).unwrap();
     let region = Region::new(Arc::new(client), BASE, bytes).unwrap();
     let daemon = Region::new(Arc::new(map(BASE + bytes)), BASE, bytes).unwrap();
-    (Arena::new(region, guard).unwrap(), daemon)
+    (Arena::new(0, region, guard).unwrap(), daemon)
 }
 
 fn send<T: Send + 'static>(_: &T) {}
@@ -59,10 +59,7 @@ fn dropping_frees_and_leaking_does_not() {
     let whole = arena.alloc(8192).unwrap();
     let full = AllocError::Full { asked: 4096, free: 0, total: 8192 };
     assert_eq!(arena.alloc(1).unwrap_err(), full);
-    assert!(
-        full.to_string()
-            .contains("no 4096 bytes in one piece are free in the arena (0 of 8192 bytes are free)")
-    );
+    assert!(full.to_string().contains("no 4096 bytes in one piece are free (0 of 8192 bytes are free)"));
     drop(whole);
     let (one, two) = (arena.alloc(4096).unwrap(), arena.alloc(4096).unwrap());
     one.leak();
@@ -90,7 +87,7 @@ fn sizes_that_cannot_be_are_refused() {
     }
     let empty = Mapping::new(create_memfd("empty", 4096).unwrap().as_fd(), 4096).unwrap();
     let empty = Region::new(Arc::new(empty), 4096, 0).unwrap();
-    let arena = Arena::new(empty, ForkGuard::new().unwrap()).unwrap();
+    let arena = Arena::new(0, empty, ForkGuard::new().unwrap()).unwrap();
     assert!(matches!(arena.alloc(1), Err(AllocError::Full { total: 0, .. })));
 }
 
@@ -99,8 +96,8 @@ fn memory_has_one_arena() {
     let memfd = create_memfd("one", 8192).unwrap();
     let region = Region::new(Arc::new(Mapping::new(memfd.as_fd(), 8192).unwrap()), 0, 8192).unwrap();
     let guard = ForkGuard::new().unwrap();
-    let arena = Arena::new(region.clone(), guard.clone()).unwrap();
-    assert_eq!(Arena::new(region, guard).unwrap_err(), AllocError::Taken);
+    let arena = Arena::new(0, region.clone(), guard.clone()).unwrap();
+    assert_eq!(Arena::new(0, region, guard).unwrap_err(), AllocError::Taken);
     drop(arena);
 }
 

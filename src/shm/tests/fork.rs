@@ -42,7 +42,7 @@ fn a_forked_child_is_told_so() {
     let memfd = create_memfd("fork", 65536).unwrap();
     let mapping = Arc::new(Mapping::new_client(memfd.as_fd(), 65536, &guard).unwrap());
     let region = Region::new(Arc::clone(&mapping), 0, 65536).unwrap();
-    let arena = Arena::new(region, guard.clone()).unwrap();
+    let arena = Arena::new(0, region, guard.clone()).unwrap();
     let mut buffer = arena.alloc(4096).unwrap();
     buffer.fill(7);
 

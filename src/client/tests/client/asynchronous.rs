@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use ferrio_client::{AsyncQueue, Error, QueueOptions, Request, RequestError, Session, Volume, WaitPolicy};
+use ferrio_client::{
+    AsyncQueue, Cancelled, Errno, Error, QueueOptions, Request, RequestError, Session, Volume, WaitPolicy,
+};
 use tokio::runtime::Runtime;
 
 use crate::peer::{Daemon, Served, eventually};
@@ -180,6 +182,50 @@ fn daemon_dies() {
         }
         assert_eq!((unanswered, disconnected), (4, 2), "4 were in flight, 2 waited for their turn");
         assert!(matches!(queue.nop().await, Err(Error::Disconnected(_))));
+    });
+}
+
+#[test]
+fn chains_and_cancels() {
+    runtime().block_on(async {
+        let daemon = Daemon::start();
+        let (session, queue, volume, mut served) = open(&daemon, WaitPolicy::Sleep).await;
+        let buffer = session.alloc(4096).unwrap();
+        let pending = queue.submit(Request::read(&volume, 0, buffer).tag(7)).await.unwrap();
+        let target = served.take()[0];
+        assert_eq!(pending.ticket().user_data(), target.user_data);
+        let server = thread::spawn(move || {
+            let cancel = loop {
+                if let Some(sqe) = served.take().pop() {
+                    break sqe;
+                }
+                thread::yield_now();
+            };
+            assert_eq!(cancel.arg, target.user_data);
+            served.post(target.user_data, -libc::ECANCELED);
+            served.post(cancel.user_data, 0);
+            served.run();
+        });
+        assert_eq!(queue.cancel(pending.ticket()).await.unwrap(), Cancelled::Yes);
+        let failure = pending.await.unwrap_err();
+        assert_eq!(failure.error.errno(), Some(Errno::ECANCELED));
+        let mut buffer = failure.buffer.unwrap();
+        buffer.fill(3);
+        let read = Request::read(&volume, 8192, session.alloc(4096).unwrap()).tag(12);
+        let chain = vec![Request::write(&volume, 8192, buffer).tag(11), read];
+        let outcomes = queue.execute_chain(chain).await.unwrap();
+        let completions: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap()).collect();
+        assert_eq!(completions.iter().map(|completion| completion.tag).collect::<Vec<_>>(), [11, 12]);
+        assert!(completions[1].buffer.as_ref().unwrap().iter().all(|byte| *byte == 3));
+        let long = queue.execute_chain((0..5).map(|_| Request::nop()).collect()).await.unwrap_err();
+        assert!(matches!(long.error, Error::ChainLength { requests: 5, max: 4 }), "{}", long.error);
+        assert_eq!(long.requests.len(), 5);
+        // Every place was given back.
+        for _ in 0..20 {
+            queue.nop().await.unwrap();
+        }
+        drop((queue, session, completions));
+        tokio::task::block_in_place(|| server.join().unwrap());
     });
 }
 

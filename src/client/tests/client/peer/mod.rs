@@ -164,6 +164,12 @@ impl Served {
         sqe.length as i32
     }
 
+    /// What the client has put into its arena.
+    pub fn arena(&self, offset: u64, bytes: usize) -> Vec<u8> {
+        let words = self.mapping.u64s((self.layout.arena_offset + offset) as usize, bytes / 8).unwrap();
+        words.iter().flat_map(|word| word.load(std::sync::atomic::Ordering::Relaxed).to_le_bytes()).collect()
+    }
+
     pub fn say(&self, event: LeaseEvent) {
         send_message(self.lease.as_fd(), &LeaseMessage::Event(event).encode(), &[]).unwrap();
     }

@@ -111,7 +111,8 @@ impl Sessions for Service {
             resume_secret: vec![0; 32],
             // A name that asks for another ABI than the library speaks gets it.
             abi: if request.client_name == "abi 9" { 9 } else { request.abi_max },
-            features: 0,
+            // A name that asks for nothing more gets nothing more.
+            features: if request.client_name == "plain" { 0 } else { request.features },
             memory_bytes: layout.memory_bytes,
             arena_offset: layout.arena_offset,
             arena_bytes: layout.arena_bytes,
