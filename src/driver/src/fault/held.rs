@@ -5,7 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Instant;
 
 use super::plan::REORDER_HOLD;
-use crate::driver::{Op, OpKind, Reserved};
+use crate::driver::{Op, OpKind, Reserved, Segment};
 use crate::tag::Tag;
 
 /// A request on its way to the driver within.
@@ -14,6 +14,8 @@ pub(super) struct Parked {
     pub(super) slot: Reserved,
     pub(super) user: u32,
     pub(super) op: Op,
+    /// Of a vectored request.
+    pub(super) segments: Option<Box<[Segment]>>,
     /// Counts up with each request held.
     pub(super) sequence: u64,
 }
@@ -24,12 +26,11 @@ pub(super) enum Wait {
     Until(Instant),
     /// [`Held::release_file`].
     Ever,
-    /// `window` requests of this rule, or [`REORDER_HOLD`] from `now`.
+    /// `window` requests of this rule, or [`REORDER_HOLD`] from when the first of them was committed.
     Others {
         rule: usize,
         window: u32,
         key: u64,
-        now: Instant,
     },
 }
 
@@ -61,7 +62,8 @@ struct Window {
     file: u32,
     rule: usize,
     size: u32,
-    until: Instant,
+    /// Once committed.
+    until: Option<Instant>,
     parked: Vec<(u64, Parked)>,
 }
 
@@ -81,23 +83,30 @@ impl Held {
     }
 
     /// Takes a request in.
-    pub(super) fn hold(&mut self, slot: Reserved, user: u32, op: Op, wait: Wait) {
+    pub(super) fn hold(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: Op,
+        segments: Option<Box<[Segment]>>,
+        wait: Wait,
+    ) {
         let tag = slot.tag();
-        let parked = Parked { slot, user, op, sequence: self.next_sequence };
+        self.pin(&op, segments.as_deref(), tag, tag.generation(), 1);
+        let parked = Parked { slot, user, op, segments, sequence: self.next_sequence };
         self.next_sequence += 1;
-        self.pin(&parked.op, tag, tag.generation(), 1);
         match wait {
             Wait::Until(until) => self.delayed.push(Delayed { until, parked }),
             Wait::Ever => self.stuck.push(parked),
-            Wait::Others { rule, window, key, now } => self.join_window(rule, window, now, key, parked),
+            Wait::Others { rule, window, key } => self.join_window(rule, window, key, parked),
         }
     }
 
-    fn join_window(&mut self, rule: usize, size: u32, now: Instant, key: u64, parked: Parked) {
+    fn join_window(&mut self, rule: usize, size: u32, key: u64, parked: Parked) {
         let file = parked.op.file.0;
         let mine = |window: &Window| (window.file, window.rule) == (file, rule);
         let at = self.windows.iter().position(mine).unwrap_or_else(|| {
-            self.windows.push(Window { file, rule, size, until: now + REORDER_HOLD, parked: Vec::new() });
+            self.windows.push(Window { file, rule, size, until: None, parked: Vec::new() });
             self.windows.len() - 1
         });
         self.windows[at].parked.push((key, parked));
@@ -118,7 +127,9 @@ impl Held {
         while self.delayed.peek().is_some_and(|delayed| delayed.until <= now) {
             self.ready.extend(self.delayed.pop().map(|delayed| delayed.parked));
         }
-        while let Some(at) = self.windows.iter().position(|window| window.until <= now) {
+        while let Some(at) =
+            self.windows.iter().position(|window| window.until.is_some_and(|until| until <= now))
+        {
             self.shuffle(at);
         }
     }
@@ -126,7 +137,7 @@ impl Held {
     /// When something else will be due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let delayed = self.delayed.peek().map(|delayed| delayed.until);
-        let windows = self.windows.iter().map(|window| window.until).min();
+        let windows = self.windows.iter().filter_map(|window| window.until).min();
         delayed.into_iter().chain(windows).min()
     }
 
@@ -165,15 +176,26 @@ impl Held {
     }
 
     /// The driver within has it.
-    pub(super) fn gone(&mut self, tag: Tag, op: &Op) {
-        self.pin(op, tag, 0, -1);
+    pub(super) fn gone(&mut self, tag: Tag, op: &Op, segments: Option<&[Segment]>) {
+        self.pin(op, segments, tag, 0, -1);
     }
 
-    fn pin(&mut self, op: &Op, tag: Tag, generation: u32, change: i32) {
-        let moves_data = matches!(op.kind, OpKind::Read | OpKind::Write);
-        let region = self.regions.get_mut(op.region.0 as usize).filter(|_| moves_data);
-        for counter in self.files.get_mut(op.file.0 as usize).into_iter().chain(region) {
-            *counter = counter.wrapping_add_signed(change);
+    /// Counts a request, `change` = 1, or no longer, -1.
+    fn pin(&mut self, op: &Op, segments: Option<&[Segment]>, tag: Tag, generation: u32, change: i32) {
+        let count = |counters: &mut [u32], index: u32| {
+            if let Some(counter) = counters.get_mut(index as usize) {
+                *counter = counter.wrapping_add_signed(change);
+            }
+        };
+        count(&mut self.files, op.file.0);
+        match segments {
+            Some(segments) => {
+                segments.iter().for_each(|segment| count(&mut self.regions, segment.region.0));
+            }
+            None if matches!(op.kind, OpKind::Read | OpKind::Write) => {
+                count(&mut self.regions, op.region.0);
+            }
+            None => {}
         }
         if let Some(held) = self.slots.get_mut(tag.index() as usize) {
             *held = generation;
@@ -203,8 +225,11 @@ impl Held {
         self.slots.get(tag.index() as usize) == Some(&tag.generation())
     }
 
-    /// What the next request held will have as its sequence.
-    pub(super) fn next_sequence(&self) -> u64 {
+    /// All that is held was committed: says what the next one will have as its sequence.
+    pub(super) fn commit(&mut self) -> u64 {
+        for window in &mut self.windows {
+            window.until.get_or_insert_with(|| Instant::now() + REORDER_HOLD);
+        }
         self.next_sequence
     }
 }

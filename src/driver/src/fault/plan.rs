@@ -18,7 +18,7 @@ pub const DELAY_MAX: Duration = Duration::from_secs(3600);
 /// Largest [`FaultEffect::Reorder`] window.
 pub const WINDOW_MAX: u32 = 1024;
 
-/// How long [`FaultEffect::Reorder`] holds a request for others to overtake it, if they do not come.
+/// How long [`FaultEffect::Reorder`] holds committed requests for others to join them.
 pub const REORDER_HOLD: Duration = Duration::from_millis(2);
 
 /// The faults of one file: which requests they hit, and how.

@@ -1,6 +1,7 @@
 //! The submit half: decides about each request, and holds those that wait.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use super::held::{Held, Parked, Wait};
 use super::plan::{FaultError, FaultPlan, FaultStatus};
 use super::reap::Patches;
 use crate::driver::{
-    Busy, DriverConfig, DriverError, DriverInfo, FileIndex, Op, OpKind, Pin, RegionIndex, Reserved, Segment,
-    SubmitHalf,
+    Busy, DriverConfig, DriverError, DriverInfo, FileIndex, LENGTH_MAX, Op, OpKind, Pin, RegionIndex,
+    Reserved, SEGMENTS_MAX, Segment, SubmitHalf,
 };
 use crate::tag::Tag;
 use crate::target::Target;
@@ -29,6 +30,8 @@ pub struct FaultSubmit<S: SubmitHalf> {
     patches: Arc<Patches>,
     /// What is held and has a smaller sequence was committed.
     committed: u64,
+    /// Segments of a request that is cut.
+    scratch: Vec<Segment>,
     drain_limit: Duration,
 }
 
@@ -47,6 +50,7 @@ impl<S: SubmitHalf> FaultSubmit<S> {
             held: Held::new(config.depth, config.files_max, config.regions_max),
             patches,
             committed: 0,
+            scratch: Vec::with_capacity(SEGMENTS_MAX),
             drain_limit: config.drain_limit,
         }
     }
@@ -55,9 +59,9 @@ impl<S: SubmitHalf> FaultSubmit<S> {
         self.files.get(file.0 as usize)?.as_ref()
     }
 
-    /// What `op` meets, if its file has a plan.
+    /// What `op` meets, if its file has a plan. What is too long is refused within.
     fn decide(&self, op: &Op) -> Option<Decision> {
-        let file = self.file(op.file)?;
+        let file = self.file(op.file).filter(|_| op.length <= LENGTH_MAX)?;
         file.decider.as_ref()?.decide(op, file.unit)
     }
 
@@ -69,9 +73,38 @@ impl<S: SubmitHalf> FaultSubmit<S> {
     }
 
     /// Submits to the driver within; its answer becomes `patch` if that is not 0.
-    fn pass(&mut self, slot: Reserved, user: u32, op: &Op, patch: i32) -> Result<Tag, Reserved> {
+    fn pass(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: Option<&[Segment]>,
+        patch: i32,
+    ) -> Result<Tag, Reserved> {
         self.patches.set(slot.tag(), patch);
-        self.inner.submit(slot, user, op)
+        match segments {
+            Some(segments) => self.inner.submit_vectored(slot, user, op, segments),
+            None => self.inner.submit(slot, user, op),
+        }
+    }
+
+    /// Decides about a request, and does so.
+    fn take(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: Option<&[Segment]>,
+    ) -> Result<Tag, Reserved> {
+        let decision = self.decide(op);
+        let submitted = match &decision {
+            Some(decision) => self.carry_out(slot, user, op, segments, decision),
+            None => self.pass(slot, user, op, segments, 0),
+        };
+        if submitted.is_ok() {
+            self.count(op, decision.as_ref());
+        }
+        submitted
     }
 
     fn carry_out(
@@ -79,30 +112,52 @@ impl<S: SubmitHalf> FaultSubmit<S> {
         slot: Reserved,
         user: u32,
         op: &Op,
+        segments: Option<&[Segment]>,
         decision: &Decision,
     ) -> Result<Tag, Reserved> {
         let wait = match decision.verdict {
             Verdict::Fail { errno } => {
-                return self.pass(slot, user, &Op { kind: OpKind::Nop, ..*op }, -errno);
+                return self.pass(slot, user, &Op { kind: OpKind::Nop, ..*op }, None, -errno);
             }
             Verdict::Part { ref bytes, errno } => {
-                let part = Op {
-                    offset: op.offset + u64::from(bytes.start),
-                    region_offset: op.region_offset + u64::from(bytes.start),
-                    length: bytes.end - bytes.start,
-                    ..*op
-                };
-                return self.pass(slot, user, &part, -errno);
+                return self.pass_part(slot, user, op, segments, bytes, -errno);
             }
             Verdict::Delay(delay) => Wait::Until(Instant::now() + delay),
             Verdict::Stuck => Wait::Ever,
-            Verdict::Reorder { window, key } => {
-                Wait::Others { rule: decision.rule, window, key, now: Instant::now() }
-            }
+            Verdict::Reorder { window, key } => Wait::Others { rule: decision.rule, window, key },
         };
         let tag = slot.tag();
-        self.held.hold(slot, user, *op, wait);
+        self.held.hold(slot, user, *op, segments.map(Box::from), wait);
         Ok(tag)
+    }
+
+    /// Submits these bytes of a request alone.
+    fn pass_part(
+        &mut self,
+        slot: Reserved,
+        user: u32,
+        op: &Op,
+        segments: Option<&[Segment]>,
+        bytes: &Range<u32>,
+        patch: i32,
+    ) -> Result<Tag, Reserved> {
+        // Offsets that overflow are refused within, cut or not.
+        let part = Op {
+            offset: op.offset.saturating_add(bytes.start.into()),
+            region_offset: op.region_offset.saturating_add(bytes.start.into()),
+            length: bytes.end - bytes.start,
+            ..*op
+        };
+        let Some(segments) = segments else { return self.pass(slot, user, &part, None, patch) };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let submitted = if cut(op, segments, bytes, &mut scratch) {
+            self.pass(slot, user, &part, Some(&scratch), patch)
+        } else {
+            // It makes no sense, and is refused within.
+            self.pass(slot, user, op, Some(segments), 0)
+        };
+        self.scratch = scratch;
+        submitted
     }
 
     /// Submits what is due, as far as the batch takes it, and says how much. Costs a look when nothing is held.
@@ -112,11 +167,11 @@ impl<S: SubmitHalf> FaultSubmit<S> {
             return submitted;
         }
         self.held.ripen(Instant::now());
-        while let Some(Parked { slot, user, op, sequence }) = self.held.take_ready() {
-            match self.pass(slot, user, &op, 0) {
-                Ok(tag) => self.held.gone(tag, &op),
+        while let Some(Parked { slot, user, op, segments, sequence }) = self.held.take_ready() {
+            match self.pass(slot, user, &op, segments.as_deref(), 0) {
+                Ok(tag) => self.held.gone(tag, &op, segments.as_deref()),
                 Err(slot) => {
-                    self.held.put_back(Parked { slot, user, op, sequence });
+                    self.held.put_back(Parked { slot, user, op, segments, sequence });
                     break;
                 }
             }
@@ -173,6 +228,26 @@ impl<S: SubmitHalf> FaultSubmit<S> {
     }
 }
 
+/// Writes the segments of these bytes of `op` to `part`. `false`: they are not segments of `op`.
+fn cut(op: &Op, segments: &[Segment], bytes: &Range<u32>, part: &mut Vec<Segment>) -> bool {
+    part.clear();
+    let all: u64 = segments.iter().map(|segment| u64::from(segment.length)).sum();
+    if segments.len() > SEGMENTS_MAX || all != u64::from(op.length) {
+        return false;
+    }
+    let mut start = 0;
+    for segment in segments {
+        let end = start + segment.length;
+        let (from, to) = (start.max(bytes.start), end.min(bytes.end));
+        if from < to {
+            let offset = segment.offset.saturating_add((from - start).into());
+            part.push(Segment { region: segment.region, offset, length: to - from });
+        }
+        start = end;
+    }
+    true
+}
+
 impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
     fn reserve(&mut self) -> Option<Reserved> {
         // Who submits and reaps without ever sleeping may have nothing staged to commit.
@@ -181,18 +256,9 @@ impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
     }
 
     fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
-        let decision = self.decide(op);
-        let submitted = match &decision {
-            Some(decision) => self.carry_out(slot, user, op, decision),
-            None => self.pass(slot, user, op, 0),
-        };
-        if submitted.is_ok() {
-            self.count(op, decision.as_ref());
-        }
-        submitted
+        self.take(slot, user, op, None)
     }
 
-    /// Only errors are applied to vectored requests as yet: what would delay, cut or reorder them passes.
     fn submit_vectored(
         &mut self,
         slot: Reserved,
@@ -200,24 +266,11 @@ impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
         op: &Op,
         segments: &[Segment],
     ) -> Result<Tag, Reserved> {
-        let decision = self.decide(op);
-        let submitted = match &decision {
-            Some(Decision { verdict: Verdict::Fail { errno }, .. }) => {
-                self.pass(slot, user, &Op { kind: OpKind::Nop, ..*op }, -errno)
-            }
-            _ => {
-                self.patches.set(slot.tag(), 0);
-                self.inner.submit_vectored(slot, user, op, segments)
-            }
-        };
-        if submitted.is_ok() {
-            self.count(op, decision.as_ref());
-        }
-        submitted
+        self.take(slot, user, op, Some(segments))
     }
 
     fn commit(&mut self) -> io::Result<u32> {
-        self.committed = self.held.next_sequence();
+        self.committed = self.held.commit();
         self.commit_all()
     }
 
@@ -276,7 +329,7 @@ impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
     }
 
     fn sleep(&mut self, doorbells: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
-        self.committed = self.held.next_sequence();
+        self.committed = self.held.commit();
         self.pump();
         if self.held.has_ready() {
             self.commit_all()?;
@@ -327,5 +380,36 @@ impl<S: SubmitHalf> SubmitHalf for FaultSubmit<S> {
 impl<S: SubmitHalf> Drop for FaultSubmit<S> {
     fn drop(&mut self) {
         self.drain();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_cut_where_the_bytes_are() {
+        let segment = |region, offset, length| Segment { region: RegionIndex(region), offset, length };
+        let segments = [segment(0, 100, 10), segment(1, 0, 0), segment(2, 200, 20), segment(3, 300, 30)];
+        let op = Op {
+            kind: OpKind::Write,
+            file: FileIndex(0),
+            region: RegionIndex(0),
+            region_offset: 0,
+            length: 60,
+            offset: 0,
+            fua: false,
+        };
+        let parts = |bytes| {
+            let mut part = Vec::new();
+            assert!(cut(&op, &segments, &bytes, &mut part));
+            part
+        };
+        assert_eq!(parts(0..60), [segments[0], segments[2], segments[3]]);
+        assert_eq!(parts(0..10), [segments[0]]);
+        assert_eq!(parts(9..31), [segment(0, 109, 1), segments[2], segment(3, 300, 1)]);
+        assert_eq!(parts(12..15), [segment(2, 202, 3)]);
+        let wrong = Op { length: 59, ..op };
+        assert!(!cut(&wrong, &segments, &(0..10), &mut Vec::new()));
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ferrio_driver::fault::{Fault, REORDER_HOLD};
 use ferrio_driver::{
     Busy, Completion, DriverConfig, FaultCounters, FaultEffect, FaultError, FaultOps, FaultPlan, FaultRule,
-    FileIndex, Op, Pin, ReapHalf, Shape, SubmitHalf, Target,
+    FileIndex, LENGTH_MAX, Op, OpKind, Pin, ReapHalf, RegionIndex, Segment, Shape, SubmitHalf, Target,
 };
 
 use crate::rig::{Memory, PATIENCE, Reaper, Rig, Subject, flush, pattern, read, write};
@@ -385,6 +385,114 @@ fn dropped_while_stuck<D: Subject>(shape: Shape, submit_first: bool) {
 pub fn drop_drains_what_is_stuck<D: Subject>(shape: Shape) {
     dropped_while_stuck::<D>(shape, true);
     dropped_while_stuck::<D>(shape, false);
+}
+
+/// Requests over several pieces of memory meet the same: here as one request over one piece does.
+pub fn vectored_requests_meet_the_same<D: Subject>(shape: Shape) {
+    let mut rig = Rig::<Fault<D>>::new(shape, 8);
+    let unit = rig.target.block_bytes().max(rig.target.memory_align_bytes());
+    let other = Memory::new(64 << 10);
+    let second = rig.submit.register_region(other.region.clone(), Pin::Yes).expect("region");
+    let (old, new) = old_and_new(&mut rig);
+    other.fill(0, &new);
+    let pieces: Vec<Segment> = (0..CHUNK / unit)
+        .map(|n| Segment {
+            region: if n.is_multiple_of(2) { rig.region } else { second },
+            offset: u64::from(n * unit),
+            length: unit,
+        })
+        .collect();
+    let op = rig.write(0, 0, CHUNK);
+    let one = |rig: &mut Rig<Fault<D>>| {
+        rig.stage_vectored(1, &op, &pieces);
+        rig.commit();
+        let completion = wait(rig, 1)[0];
+        rig.submit.release(completion.tag);
+        completion.result
+    };
+    let restore = |rig: &Rig<Fault<D>>| {
+        let file = std::fs::OpenOptions::new().write(true).open(rig.path()).expect("file");
+        file.write_all_at(&old, 0).expect("write");
+    };
+    // What is on disk afterwards tells which bytes were passed on, and with which memory.
+    for effect in [FaultEffect::Short, FaultEffect::TornWrite] {
+        let mut outcomes = |vectored: bool| {
+            set(&mut rig, [FaultRule::new(FaultOps::WRITE, effect.clone())]);
+            let mut outcomes = Vec::new();
+            for _ in 0..5 {
+                let result = if vectored { one(&mut rig) } else { run(&mut rig, &[op])[0] };
+                outcomes.push((result, on_disk(&rig, 0, CHUNK)));
+                restore(&rig);
+            }
+            outcomes
+        };
+        let plain = outcomes(false);
+        assert!(outcomes(true) == plain, "{effect:?}");
+        assert!(plain.iter().any(|(_, disk)| *disk != old), "{effect:?} passed nothing on");
+    }
+    set(&mut rig, [FaultRule::new(FaultOps::WRITE, EIO)]);
+    assert_eq!(one(&mut rig), -libc::EIO);
+    assert!(on_disk(&rig, 0, CHUNK) == old);
+
+    set(&mut rig, [FaultRule::new(FaultOps::WRITE, FaultEffect::Stuck)]);
+    rig.stage_vectored(1, &op, &pieces);
+    rig.commit();
+    assert_eq!(rig.submit.unregister_region(second), Err(Busy { in_flight: CHUNK / unit / 2 }));
+    set(&mut rig, []);
+    rig.commit();
+    let completion = wait(&mut rig, 1)[0];
+    assert_eq!(completion.result, CHUNK.cast_signed());
+    assert!(on_disk(&rig, 0, CHUNK) == new);
+    rig.submit.release(completion.tag);
+    assert_eq!(rig.submit.unregister_region(second), Ok(()));
+    rig.finish();
+}
+
+/// A request that the driver refuses is refused, whatever would have become of it.
+pub fn senseless_requests_are_refused_first<D: Subject>(shape: Shape) {
+    let mut rig = Rig::<Fault<D>>::new(shape, 8);
+    let good = rig.write(0, 0, 8192);
+    let ops = [
+        Op { length: LENGTH_MAX + 1, ..good },
+        Op { length: u32::MAX, ..good },
+        Op { offset: u64::MAX, ..good },
+        Op { region_offset: u64::MAX, ..good },
+        Op { region: RegionIndex(u32::MAX), ..good },
+    ];
+    let wanted = [-libc::EINVAL, -libc::EINVAL, -libc::EINVAL, -libc::EFAULT, -libc::ENXIO];
+    let delay = FaultEffect::Delay { min: Duration::ZERO, max: Duration::ZERO };
+    for effect in [FaultEffect::Short, delay, FaultEffect::Reorder { window: 5 }] {
+        set(&mut rig, [FaultRule::new(FaultOps::WRITE, effect)]);
+        assert_eq!(run(&mut rig, &ops), wanted);
+        let piece = Segment { region: rig.region, offset: 0, length: 4096 };
+        for pieces in [&[piece][..], &[piece; 3], &[]] {
+            rig.stage_vectored(1, &good, pieces);
+            rig.commit();
+            let completion = wait(&mut rig, 1)[0];
+            assert_eq!(completion.result, -libc::EINVAL);
+            rig.submit.release(completion.tag);
+        }
+    }
+    rig.finish();
+}
+
+/// Discards and write-zeroes are torn like writes.
+pub fn torn_zeroes_leave_blocks_as_they_were<D: Subject>(shape: Shape) {
+    let mut rig = Rig::<Fault<D>>::new(shape, 4);
+    if !rig.target.capabilities().write_zeroes.is_supported() {
+        return eprintln!("SKIPPED: no write-zeroes on {}", rig.target.name());
+    }
+    let unit = rig.target.block_bytes().max(rig.target.memory_align_bytes()) as usize;
+    let (old, _) = old_and_new(&mut rig);
+    set(&mut rig, [FaultRule::new(FaultOps::WRITE_ZEROES, FaultEffect::TornWrite)]);
+    let op = Op { kind: OpKind::WriteZeroes, ..rig.write(0, 0, CHUNK) };
+    assert_eq!(run(&mut rig, &[op]), [-libc::EIO]);
+    let disk = on_disk(&rig, 0, CHUNK);
+    let zeroed = disk.chunks(unit).filter(|block| block.iter().all(|byte| *byte == 0)).count();
+    let kept = disk.chunks(unit).zip(old.chunks(unit)).filter(|(block, old)| block == old).count();
+    assert_eq!(zeroed + kept, CHUNK as usize / unit, "each block is zero or as it was");
+    assert!(zeroed > 0 && kept > 0, "{zeroed} zeroed, {kept} kept");
+    rig.finish();
 }
 
 /// The reaping half sees nothing of it.

@@ -143,6 +143,8 @@ macro_rules! faulty_real {
                 faults::same_seed_same_faults,
                 faults::full_batches_draw_once,
                 faults::drop_drains_what_is_stuck,
+                faults::vectored_requests_meet_the_same,
+                faults::senseless_requests_are_refused_first,
             ]
         );
     };
@@ -168,5 +170,9 @@ suite!(
     io_uring_ranges,
     Uring,
     Shape::One,
-    [ranges::zeroed_ranges_read_as_zeros, ranges::discarded_ranges_leave_their_neighbours]
+    [
+        ranges::zeroed_ranges_read_as_zeros,
+        ranges::discarded_ranges_leave_their_neighbours,
+        faults::torn_zeroes_leave_blocks_as_they_were,
+    ]
 );
