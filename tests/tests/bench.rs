@@ -163,6 +163,20 @@ fn nothing_is_left_when_it_is_interrupted() {
     }
 }
 
+#[test]
+fn beside_idle_sessions_ferrio_is_compared_with_itself() {
+    let daemon = DaemonBuilder::new().file("data", MIB).start();
+    let finished = short(&daemon, "--volume data --idle-sessions 20 --json").expect(0);
+    let report = report(&finished);
+    let beside = &report["beside_idle_sessions"];
+    assert_eq!((&beside["sessions"], &beside["pairs"]), (&20.into(), &2.into()));
+    assert!(beside["throughput"].as_f64() > Some(0.0) && beside["throughput_ci"][0].is_f64(), "{report}");
+    assert_eq!(report["ratios"].as_array().unwrap().len(), 0);
+    wait_until("the sessions to end", || {
+        daemon.ctl_json(&["session", "list"])["sessions"].as_array().is_some_and(Vec::is_empty)
+    });
+}
+
 // ---- what it refuses
 
 #[test]
@@ -194,6 +208,8 @@ fn what_it_cannot_do_is_said_with_the_fix() {
         ("--volume data --bs 1000", 2, "multiple of"),
         ("--volume data --bs 2m", 2, "raise --size"),
         ("--volume data --target /no/such", 2, "--target"),
+        ("--volume data --idle-sessions 5 --against psync", 2, "leave --against out"),
+        ("--volume data --idle-sessions 100 --skip-fill", 1, "sessions_per_uid_max"),
         ("--volume data --clients 256 --against none --skip-fill", 1, "sessions_per_uid_max"),
     ] {
         let finished = short(&daemon, options).expect(code);

@@ -7,6 +7,7 @@
 //! | [`process`], [`message`] | the client processes, and what is said between them and the coordinator |
 //! | [`client`] | the main function of a client process |
 //! | [`load`], [`engines`] | the measured loop, the same for all, and who does its I/O |
+//! | [`idle`] | sessions that do nothing, beside which ferrio is measured |
 //! | [`sweep`], [`pattern`] | writing and checking the whole volume; what its blocks look like |
 //! | [`usage`], [`ping_pong`], [`clock`] | CPU time, the cache line's round trip, the clock |
 //! | [`results`], [`statistics`], [`report`], [`progress`] | rounds, ratios, medians; tables and JSON |
@@ -16,6 +17,7 @@ mod client;
 mod clock;
 mod coordinator;
 mod engines;
+mod idle;
 mod load;
 mod message;
 mod pattern;

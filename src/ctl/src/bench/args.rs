@@ -18,12 +18,13 @@ The peers open the file themselves, past the daemon, so they need permission for
   io_uring_poll  the same, spinning on its completion queue
   libaio         io_submit and io_getevents
   psync          pread and pwrite, one thread per request in flight
-  none           ferrio alone
+  none           ferrio alone (so with --idle-sessions, where ferrio is compared with itself)
 
 Examples:
   ferrioctl bench --volume data --iodepth 32
   ferrioctl bench --volume data --rw randwrite --iodepth 32 --clients 4 --against io_uring,libaio --json
-  ferrioctl bench --volume null --wait poll --ping-pong";
+  ferrioctl bench --volume null --wait poll --ping-pong
+  ferrioctl bench --volume data --iodepth 32 --idle-sessions 1000";
 
 /// Measures a volume, and compares with processes that do the same I/O themselves.
 #[derive(Clone, Debug, Arguments)]
@@ -62,6 +63,9 @@ pub struct Args {
     /// Uses only so much of the volume, from its start. Bytes, or with k, m, g [default: all of it].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub size: Option<u64>,
+    /// Lets every round of ferrio be followed by one beside so many sessions that do nothing, and compares the two.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub idle_sessions: Option<u32>,
     /// Does not write the volume before the first round: it was, once. Blocks that never were cost a disk nothing to read.
     #[arg(long, conflicts_with = "verify")]
     pub skip_fill: bool,

@@ -13,7 +13,7 @@ use super::args::Peer;
 use super::engines::{Direct, Ferrio};
 use super::load::{self, Engine, Workload};
 use super::message::{Failure, Load, LoadOrder, Message, Order, Route, Window};
-use super::{ping_pong, sweep};
+use super::{idle, ping_pong, sweep};
 
 /// `ferrioctl bench-client`.
 pub fn main() -> ExitCode {
@@ -29,6 +29,9 @@ fn obey(order: &Order) -> Result<Message, Failure> {
     match order {
         Order::Load(order) => load(order).map(Message::Loaded),
         Order::Sweep(order) => sweep::run(order, &mut |message| say(&message)).map(Message::Swept),
+        Order::Idle(order) => {
+            idle::run(order, || say(&Message::Ready { degraded: Vec::new() })).map(|()| Message::Closed)
+        }
         Order::PingPong(ms) => ping_pong::run(*ms),
     }
 }

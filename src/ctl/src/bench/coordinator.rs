@@ -10,7 +10,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::args::Peer;
 use super::clock::now_ns;
 use super::load;
-use super::message::{Failure, Load, LoadOrder, Message, Order, Route, Sweep, SweepOrder, Verify, Window};
+use super::message::{
+    Failure, IdleOrder, Load, LoadOrder, Message, Order, Route, Sweep, SweepOrder, Verify, Window,
+};
 use super::pattern::{self, Ledger, Random};
 use super::plan::Plan;
 use super::process::Client;
@@ -24,6 +26,10 @@ const WARM_UP: Duration = Duration::from_millis(250);
 /// A round takes so much more: processes start, sessions are opened, requests in flight are awaited.
 const OVERHEAD: Duration = Duration::from_millis(350);
 const PING_PONG_MS: u64 = 30;
+/// What it takes to open and close an idle session.
+const IDLE_SESSION: Duration = Duration::from_millis(2);
+/// Thousands of sessions are opened, or closed.
+const IDLE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A benchmark at work.
 pub struct Coordinator {
@@ -60,7 +66,10 @@ impl Coordinator {
                 peers.repeat(self.plan.args.rounds as usize)
             }
         };
-        let each = WARM_UP + Duration::from_secs_f64(self.plan.args.runtime) + OVERHEAD;
+        let mut each = WARM_UP + Duration::from_secs_f64(self.plan.args.runtime) + OVERHEAD;
+        if let Some(sessions) = self.plan.args.idle_sessions {
+            each = 2 * each + sessions * IDLE_SESSION;
+        }
         self.screen.rounds(pairs.len(), each);
         for (index, &who) in pairs.iter().enumerate() {
             self.screen.round(index, pairs.len(), each, who.map_or("ferrio", Peer::name));
@@ -69,6 +78,10 @@ impl Coordinator {
             }
             let round = self.round(who).await?;
             self.results.rounds.push((who, round));
+            if let Some(sessions) = self.plan.args.idle_sessions {
+                let beside = self.round_beside(sessions).await?;
+                self.results.beside_idle.push((beside, round));
+            }
         }
         self.check().await
     }
@@ -175,6 +188,18 @@ impl Coordinator {
             client.finish().await?;
         }
         Ok(())
+    }
+
+    /// A round of ferrio beside sessions that do nothing.
+    async fn round_beside(&mut self, sessions: u32) -> Result<Round, Failure> {
+        let volume = self.plan.scene.volume.name.clone();
+        let order = IdleOrder { socket: self.plan.socket.clone(), volume, sessions };
+        let mut idle = Client::start(&Order::Idle(order)).await?;
+        let Message::Ready { .. } = idle.next(IDLE_PATIENCE).await? else { return Err(unexpected()) };
+        // An early end kills it, as it is dropped.
+        let round = self.round(None).await?;
+        idle.finish_within(IDLE_PATIENCE).await?;
+        Ok(round)
     }
 
     async fn round(&mut self, who: Option<Peer>) -> Result<Round, Failure> {

@@ -15,6 +15,8 @@ pub enum Order {
     Load(LoadOrder),
     /// Goes once over a volume.
     Sweep(SweepOrder),
+    /// Opens sessions and does nothing with them until it is told to end.
+    Idle(IdleOrder),
     /// Sends a cache line to another CPU and back for so long. Milliseconds.
     PingPong(u64),
 }
@@ -58,6 +60,14 @@ pub struct Verify {
     pub block_bytes: u64,
     /// Generation of every block, one u32 each: a file without a name.
     pub generations: PathBuf,
+}
+
+/// Sessions that do nothing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IdleOrder {
+    pub socket: PathBuf,
+    pub volume: String,
+    pub sessions: u32,
 }
 
 /// A pass over the volume, from its start.
@@ -104,6 +114,8 @@ pub enum Message {
     Loaded(Load),
     /// Blocks that were checked; 0 when nothing was.
     Swept(u64),
+    /// The idle sessions are closed.
+    Closed,
     /// Median round trip of a cache line. Nanoseconds.
     PingPong {
         round_trip_ns: f64,

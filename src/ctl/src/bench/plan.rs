@@ -153,12 +153,18 @@ impl Plan {
 }
 
 fn peers(args: &Args, scene: &Scene) -> Result<Vec<Peer>, CtlError> {
+    if args.idle_sessions.is_some() && args.against.iter().any(|against| *against != Against::None) {
+        return Err(usage("--idle-sessions compares ferrio with itself: leave --against out".to_owned()));
+    }
     let asked: Vec<Peer> = args.against.iter().filter_map(|against| against.peer()).collect();
     if args.against.contains(&Against::None) && !asked.is_empty() {
         return Err(usage("--against none stands alone".to_owned()));
     }
     if (1..asked.len()).any(|index| asked[..index].contains(&asked[index])) {
         return Err(usage("--against names a peer twice".to_owned()));
+    }
+    if args.idle_sessions.is_some() {
+        return Ok(Vec::new());
     }
     if scene.is_null() {
         if !asked.is_empty() || args.target.is_some() {
@@ -230,6 +236,7 @@ mod tests {
         assert_eq!(peers("--wait poll"), [Peer::IoUringPoll]);
         assert_eq!(peers("--wait poll --against libaio,psync"), [Peer::Libaio, Peer::Psync]);
         assert_eq!(peers("--against none"), []);
+        assert_eq!(peers("--idle-sessions 10"), []);
         assert_eq!(plan(VolumeKind::Null, "").unwrap().peers, []);
     }
 
@@ -244,6 +251,7 @@ mod tests {
         told(null, "--verify", "nothing to verify");
         told(file, "--against io_uring,none", "stands alone");
         told(file, "--against psync,psync", "twice");
+        told(file, "--idle-sessions 5 --against psync", "with itself");
         told(file, "--bs 1000 --against none", "multiple of 512");
         told(file, "--bs 1m --iodepth 2048 --against none", "1073741824");
         told(file, "--rw write --clients 32 --bs 64k --against none", "room for 16 requests");

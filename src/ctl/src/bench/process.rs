@@ -74,9 +74,14 @@ impl Client {
     }
 
     /// Waits for its end, of which it has spoken.
-    pub async fn finish(mut self) -> Result<ExitStatus, Failure> {
+    pub async fn finish(self) -> Result<ExitStatus, Failure> {
+        self.finish_within(PATIENCE).await
+    }
+
+    /// The same, for one that needs longer.
+    pub async fn finish_within(mut self, limit: Duration) -> Result<ExitStatus, Failure> {
         drop(self.stdin);
-        let status = tokio::time::timeout(PATIENCE, self.process.wait()).await;
+        let status = tokio::time::timeout(limit, self.process.wait()).await;
         let status = status.map_err(|_| Failure("a client process does not end".to_owned()))?;
         status.map_err(Failure::of("a client process was lost"))
     }

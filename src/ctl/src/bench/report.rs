@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::args::{self, Peer};
 use super::plan::Plan;
-use super::results::{METRICS, Metric, OTHER_LOAD_MAX, Ratio, Results, Round};
+use super::results::{METRICS, Metric, OTHER_LOAD_MAX, Quotient, Ratio, Results, Round};
 use super::statistics::Spread;
 use crate::output::{Column, bytes, facts, table};
 
@@ -21,13 +21,14 @@ pub fn warn(plan: &Plan, results: &mut Results) {
             "too noisy to judge: in {} of {} rounds other processes used more than {:.0} % of the machine (median {:.0} %, \
              at most {:.0} %); repeat when it is quiet",
             noise.rounds_above,
-            results.rounds.len(),
+            noise.rounds,
             OTHER_LOAD_MAX * 100.0,
             noise.spread.median * 100.0,
             noise.spread.max * 100.0
         ));
     }
-    if let Some(ratio) = results.ratios().first().filter(|ratio| ratio.throughput_ci.coverage < 0.95) {
+    let quotients = results.ratios().into_iter().map(|ratio| ratio.quotient).chain(results.beside_idle());
+    if let Some(ratio) = quotients.into_iter().find(|quotient| quotient.throughput_ci.coverage < 0.95) {
         results.warn(format!(
             "{} pairs of rounds are too few for a 95 % interval: those given cover the median with {:.0} %",
             ratio.pairs,
@@ -65,6 +66,10 @@ pub fn to_json(plan: &Plan, results: &Results) -> Value {
     });
     if let Some(blocks) = results.verified_blocks {
         value["verified_blocks"] = blocks.into();
+    }
+    if let (Some(sessions), Some(quotient)) = (plan.args.idle_sessions, results.beside_idle()) {
+        value["beside_idle_sessions"] = quotient_json(&quotient);
+        value["beside_idle_sessions"]["sessions"] = sessions.into();
     }
     if let Some((trips, ratio)) = results.ping_pong() {
         value["ping_pong"] = json!({
@@ -109,7 +114,7 @@ fn machine_json(plan: &Plan, results: &Results) -> Value {
             "other_load": noise.spread,
             "limit": OTHER_LOAD_MAX,
             "rounds_above": noise.rounds_above,
-            "rounds": results.rounds.len(),
+            "rounds": noise.rounds,
             "too_noisy": noise.too_noisy,
         })
     });
@@ -134,9 +139,14 @@ fn sample_json(who: Option<Peer>, round: &Round) -> Value {
 }
 
 fn ratio_json(ratio: &Ratio) -> Value {
+    let mut value = quotient_json(&ratio.quotient);
+    value["against"] = json!(ratio.against);
+    value
+}
+
+fn quotient_json(ratio: &Quotient) -> Value {
     let interval = ratio.throughput_ci;
     json!({
-        "against": ratio.against,
         "pairs": ratio.pairs,
         "throughput": ratio.throughput,
         "throughput_ci": [interval.low, interval.high],
@@ -157,8 +167,12 @@ fn spread(metric: &Metric, who: Option<Peer>, results: &Results) -> Option<Sprea
 pub fn to_text(plan: &Plan, results: &Results) -> String {
     let mut parts = vec![headline(plan, results), cases_table(results)];
     let ratios = results.ratios();
+    let rows = ratios.iter().map(|ratio| (ratio.against.name().to_owned(), ratio.quotient));
     if !ratios.is_empty() {
-        parts.push(ratios_table(&ratios));
+        parts.push(ratios_table("FERRIO / PEER", rows));
+    }
+    if let (Some(sessions), Some(quotient)) = (plan.args.idle_sessions, results.beside_idle()) {
+        parts.push(ratios_table("BESIDE / WITHOUT", [(format!("{sessions} idle sessions"), quotient)]));
     }
     let mut last = Vec::new();
     if let Some((trips, ratio)) = results.ping_pong() {
@@ -250,9 +264,9 @@ fn cases_table(results: &Results) -> String {
     table(&columns, METRICS.iter().map(row).collect(), "nothing was measured")
 }
 
-fn ratios_table(ratios: &[Ratio]) -> String {
+fn ratios_table(head: &'static str, rows: impl IntoIterator<Item = (String, Quotient)>) -> String {
     let columns = [
-        Column::Left("FERRIO / PEER"),
+        Column::Left(head),
         Column::Right("THROUGHPUT"),
         Column::Right("95 % INTERVAL"),
         Column::Right("P50"),
@@ -260,9 +274,9 @@ fn ratios_table(ratios: &[Ratio]) -> String {
         Column::Right("P99.9"),
         Column::Right("CPU/IO"),
     ];
-    let rows = ratios.iter().map(|ratio| {
+    let rows = rows.into_iter().map(|(name, ratio)| {
         vec![
-            ratio.against.name().to_owned(),
+            name,
             format!("{:.3}", ratio.throughput),
             format!("{:.3} - {:.3}", ratio.throughput_ci.low, ratio.throughput_ci.high),
             format!("{:.2}", ratio.p50),

@@ -65,6 +65,8 @@ impl Round {
 pub struct Results {
     /// In the order in which they were; `None` is ferrio.
     pub rounds: Vec<(Option<Peer>, Round)>,
+    /// Rounds of ferrio beside idle sessions, each with the one before it, without them.
+    pub beside_idle: Vec<(Round, Round)>,
     /// Round trips of a cache line. Nanoseconds.
     pub ping_pong: Vec<f64>,
     pub ping_pong_cpus: Option<[u32; 2]>,
@@ -77,6 +79,7 @@ impl Default for Results {
     fn default() -> Self {
         Results {
             rounds: Vec::new(),
+            beside_idle: Vec::new(),
             ping_pong: Vec::new(),
             ping_pong_cpus: None,
             verified_blocks: None,
@@ -86,10 +89,9 @@ impl Default for Results {
     }
 }
 
-/// Ferrio divided by a peer, as the median of neighbouring rounds.
+/// One of two divided by the other, as the median of neighbouring rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ratio {
-    pub against: Peer,
+pub struct Quotient {
     pub pairs: usize,
     pub throughput: f64,
     pub throughput_ci: Interval,
@@ -100,10 +102,36 @@ pub struct Ratio {
     pub cpu_per_io: Option<f64>,
 }
 
+/// Ferrio divided by a peer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    pub against: Peer,
+    pub quotient: Quotient,
+}
+
+impl Quotient {
+    /// `None`: there are no pairs.
+    fn of(pairs: &[(Round, Round)]) -> Option<Quotient> {
+        let quotients = |of: fn(&Round) -> f64| pairs.iter().map(move |(one, other)| of(one) / of(other));
+        let cpu: Option<Vec<f64>> =
+            pairs.iter().map(|(one, other)| Some(one.cpu_us()? / other.cpu_us()?)).collect();
+        Some(Quotient {
+            pairs: pairs.len(),
+            throughput: median(quotients(|round| round.iops)),
+            throughput_ci: Interval::of(quotients(|round| round.iops))?,
+            p50: median(quotients(|round| round.p50_us)),
+            p99: median(quotients(|round| round.p99_us)),
+            p999: median(quotients(|round| round.p999_us)),
+            cpu_per_io: cpu.map(median),
+        })
+    }
+}
+
 /// How much others used the machine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
     pub spread: Spread,
+    pub rounds: usize,
     pub rounds_above: usize,
     pub too_noisy: bool,
 }
@@ -138,33 +166,28 @@ impl Results {
 
     /// Each round of the peer with the round of ferrio right before it.
     fn ratio(&self, against: Peer) -> Option<Ratio> {
-        let pairs: Vec<(&Round, &Round)> = self
+        let pairs: Vec<(Round, Round)> = self
             .rounds
             .windows(2)
             .filter(|pair| pair[0].0.is_none() && pair[1].0 == Some(against))
-            .map(|pair| (&pair[0].1, &pair[1].1))
+            .map(|pair| (pair[0].1, pair[1].1))
             .collect();
-        let quotients = |of: fn(&Round) -> f64| pairs.iter().map(move |(ferrio, peer)| of(ferrio) / of(peer));
-        let cpu: Option<Vec<f64>> =
-            pairs.iter().map(|(ferrio, peer)| Some(ferrio.cpu_us()? / peer.cpu_us()?)).collect();
-        Some(Ratio {
-            against,
-            pairs: pairs.len(),
-            throughput: median(quotients(|round| round.iops)),
-            throughput_ci: Interval::of(quotients(|round| round.iops))?,
-            p50: median(quotients(|round| round.p50_us)),
-            p99: median(quotients(|round| round.p99_us)),
-            p999: median(quotients(|round| round.p999_us)),
-            cpu_per_io: cpu.map(median),
-        })
+        Some(Ratio { against, quotient: Quotient::of(&pairs)? })
+    }
+
+    /// Ferrio beside idle sessions, divided by ferrio without.
+    pub fn beside_idle(&self) -> Option<Quotient> {
+        Quotient::of(&self.beside_idle)
     }
 
     /// `None`: nothing was measured.
     pub fn noise(&self) -> Option<Noise> {
-        let loads = || self.rounds.iter().map(|(_, round)| round.other_load);
+        let beside = self.beside_idle.iter().map(|(beside, _)| beside);
+        let rounds = || self.rounds.iter().map(|(_, round)| round).chain(beside.clone());
+        let loads = || rounds().map(|round| round.other_load);
         let rounds_above = loads().filter(|&load| load > OTHER_LOAD_MAX).count();
-        let too_noisy = rounds_above as f64 > NOISY_ROUNDS_MAX * self.rounds.len() as f64;
-        Some(Noise { spread: Spread::of(loads())?, rounds_above, too_noisy })
+        let too_noisy = rounds_above as f64 > NOISY_ROUNDS_MAX * rounds().count() as f64;
+        Some(Noise { spread: Spread::of(loads())?, rounds: rounds().count(), rounds_above, too_noisy })
     }
 
     /// Round trip of a cache line, and how often it fits into ferrio's median latency.
@@ -218,10 +241,11 @@ mod tests {
         assert_eq!(results.engines(), [None, a, b]);
         assert_eq!(results.of(None).count(), 6);
         let ratios = results.ratios();
-        assert_eq!((ratios[0].against, ratios[0].pairs), (Peer::IoUring, 3));
-        assert_eq!((ratios[0].throughput, ratios[0].p50, ratios[0].cpu_per_io), (2.0, 0.5, Some(4.0)));
-        assert_eq!((ratios[0].throughput_ci.low, ratios[0].throughput_ci.high), (2.0, 2.0));
-        assert_eq!((ratios[1].throughput, ratios[1].p999), (0.5, 2.0));
+        assert_eq!((ratios[0].against, ratios[0].quotient.pairs), (Peer::IoUring, 3));
+        let [first, second] = [ratios[0].quotient, ratios[1].quotient];
+        assert_eq!((first.throughput, first.p50, first.cpu_per_io), (2.0, 0.5, Some(4.0)));
+        assert_eq!((first.throughput_ci.low, first.throughput_ci.high), (2.0, 2.0));
+        assert_eq!((second.throughput, second.p999), (0.5, 2.0));
     }
 
     #[test]
@@ -229,7 +253,16 @@ mod tests {
         let mut results = Results::default();
         results.rounds.push((None, Round { daemon_cpu_us: None, ..round(1.0, 1.0) }));
         results.rounds.push((Some(Peer::Psync), round(1.0, 1.0)));
-        assert_eq!(results.ratios()[0].cpu_per_io, None);
+        assert_eq!(results.ratios()[0].quotient.cpu_per_io, None);
+    }
+
+    #[test]
+    fn rounds_beside_idle_sessions_are_compared_with_those_without() {
+        let mut results = Results::default();
+        assert_eq!(results.beside_idle(), None);
+        results.beside_idle.extend([(round(90.0, 11.0), round(100.0, 10.0)); 3]);
+        let quotient = results.beside_idle().unwrap();
+        assert_eq!((quotient.pairs, quotient.throughput, quotient.p50), (3, 0.9, 1.1));
     }
 
     #[test]
