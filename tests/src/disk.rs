@@ -90,6 +90,14 @@ impl Loop {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    /// Takes the size that the file has now.
+    ///
+    /// # Errors
+    /// What losetup complains of.
+    pub fn refresh(&self) -> Result<(), String> {
+        run("losetup", &["-c", self.0.to_str().unwrap_or_default()]).map(drop)
+    }
 }
 
 impl Drop for Loop {
@@ -104,6 +112,45 @@ impl Drop for Loop {
 /// It cannot be made.
 pub fn sparse(path: &Path, bytes: u64) {
     std::fs::File::create(path).and_then(|file| file.set_len(bytes)).expect("a file");
+}
+
+/// A file system whose server never answers: who asks it anything waits until this is dropped.
+pub struct SilentFs {
+    path: PathBuf,
+    /// Its end breaks the connection: those who wait get ENOTCONN.
+    _server: std::fs::File,
+}
+
+impl SilentFs {
+    /// Mounts it at a new directory of `mounts`.
+    ///
+    /// # Errors
+    /// Why the machine does not let it.
+    pub fn mount(mounts: &Mounts, name: &str) -> Result<Self, String> {
+        let server = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .map_err(|error| format!("no FUSE: /dev/fuse: {error}"))?;
+        let path = mounts.path(name);
+        std::fs::create_dir(&path).map_err(|error| error.to_string())?;
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", server.as_raw_fd());
+        let text = |text: &str| std::ffi::CString::new(text).expect("no zero byte");
+        let (source, target, kind) = (text("silent"), text(&path.to_string_lossy()), text("fuse"));
+        let data = text(&data);
+        // SAFETY: mount(2) reads four strings that live until it returns.
+        let done =
+            unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, data.as_ptr().cast()) };
+        if done != 0 {
+            return Err(format!("no FUSE: mount: {}", std::io::Error::last_os_error()));
+        }
+        Ok(Self { path, _server: server })
+    }
+
+    /// Where it is mounted. To look at it is to wait.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// Ends an ext4 as a disk ends that dies for good.

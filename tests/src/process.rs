@@ -26,6 +26,16 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// The same at `path`, where another user may execute it. Another process copies it: a child that a test beside this one
+/// starts just then would have it open for writing, and it could not be executed.
+///
+/// # Panics
+/// It cannot be copied.
+pub fn copy_program(name: &str, path: &Path) {
+    let copied = Command::new("cp").arg(program(name)).arg(path).status().expect("cp");
+    assert!(copied.success(), "{name} was not copied to {}", path.display());
+}
+
 /// A running child; killed when dropped.
 pub struct Process {
     child: Child,

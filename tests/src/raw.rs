@@ -89,6 +89,22 @@ pub fn attach(path: &Path, message: &[u8]) -> (Option<LeaseMessage>, Vec<OwnedFd
     (LeaseMessage::decode(&answer[..length]).ok(), fds, socket)
 }
 
+/// The next message of the daemon on a lease; `None` after `patience`, and when the lease has ended.
+///
+/// # Panics
+/// It is not a message.
+#[track_caller]
+pub fn heard(lease: &OwnedFd, patience: Duration) -> Option<LeaseMessage> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec::try_from(patience).expect("not for long");
+    if poll(&mut [PollFd::new(lease, PollFlags::IN)], Some(&limit)).expect("a socket") == 0 {
+        return None;
+    }
+    let mut message = [0; LEASE_MESSAGE_MAX];
+    let length = peer::recv_message(lease, &mut message, &mut Vec::new(), FDS_MAX).unwrap_or(0);
+    (length > 0).then(|| LeaseMessage::decode(&message[..length]).expect("a message of the ABI"))
+}
+
 /// The message that shows a token.
 ///
 /// # Panics

@@ -30,7 +30,7 @@ fn as_user(command: &mut Command, uid: u32) -> &mut Command {
 fn reachable_by_others(daemon: &Daemon, name: &str) -> std::path::PathBuf {
     let path = daemon.path(name);
     if !path.exists() {
-        std::fs::copy(ferrio_tests::process::program(name), &path).unwrap();
+        ferrio_tests::process::copy_program(name, &path);
     }
     path
 }

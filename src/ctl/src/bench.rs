@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Channel;
 
-pub use args::Args;
+pub use args::{Args, parse_size};
 pub use client::main as client;
 
 use coordinator::Coordinator;

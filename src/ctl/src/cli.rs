@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench;
 
@@ -12,7 +12,7 @@ Exit codes: 0 done, 1 the daemon refused or the benchmark failed, 2 wrong usage,
 The socket is --socket, else $FERRIO_SOCKET, else $XDG_RUNTIME_DIR/ferrio/control.sock if it exists, else \
 /run/ferrio/control.sock.";
 
-/// Shows what a ferriod is doing, and how fast it is.
+/// Shows and steers what a ferriod is doing, and measures how fast it is.
 #[derive(Debug, Parser)]
 #[command(name = "ferrioctl", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -55,14 +55,88 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
-    /// Volumes, how they are opened and who uses them.
+    /// Volumes, how they are opened, what they can do and who uses them.
     List,
+    /// Opens a volume and serves it, until the daemon ends: it is not written to the configuration. For root and the
+    /// daemon's own user.
+    Create(CreateArgs),
+    /// Takes a volume out of service while sessions use it: their requests for it answer ENODEV. For root and the daemon's
+    /// own user. Exit code 1 while requests in flight keep it.
+    Remove {
+        /// Name.
+        name: String,
+        /// Longest wait for requests in flight. Milliseconds.
+        #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=9_000))]
+        wait_ms: u32,
+    },
+    /// Changes the size of a volume while sessions use it. For root and the daemon's own user.
+    Resize {
+        /// Name.
+        name: String,
+        /// New size, such as 2GiB. Without it: the size that the block device has now.
+        #[arg(long, value_parser = bench::parse_size, value_name = "BYTES")]
+        size: Option<u64>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Name.
+    pub name: String,
+    /// What it is made of; without it: what --path names.
+    #[arg(long, value_enum)]
+    pub kind: Option<Kind>,
+    /// Absolute path of the file or device, on the daemon's host.
+    #[arg(long, value_name = "PATH", required_unless_present = "kind")]
+    pub path: Option<PathBuf>,
+    /// Size of memory and null volumes; for a file, the size to create it with when it does not exist. Such as 64MiB.
+    #[arg(long, value_parser = bench::parse_size, value_name = "BYTES")]
+    pub size: Option<u64>,
+    /// Logical block of a null volume.
+    #[arg(long, value_parser = bench::parse_size, value_name = "BYTES")]
+    pub block_bytes: Option<u64>,
+    /// Engine that serves it; without it: the first one.
+    #[arg(long)]
+    pub engine: Option<String>,
+    /// No session may write to it.
+    #[arg(long)]
+    pub read_only: bool,
+    /// User that may use it. Without this and the next two: root and the daemon's own user.
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+    /// Group, primary or supplementary, that may use it.
+    #[arg(long, value_name = "GID")]
+    pub allow_gid: Vec<u32>,
+    /// Whoever may open the control socket may use it.
+    #[arg(long)]
+    pub allow_any: bool,
+}
+
+/// What a volume is made of.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A block device.
+    Block,
+    /// Memory of the daemon, gone with it.
+    Memory,
+    /// Answers at once and keeps nothing.
+    Null,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum SessionCommand {
     /// Open sessions, oldest first.
     List,
+    /// Ends a session: its client is told why, then its lease closes. For root and the daemon's own user.
+    Evict {
+        /// Session id.
+        session_id: u64,
+        /// Why, for the client's log; at most 256 bytes.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -26,6 +26,9 @@ pub enum CtlError {
     /// Options that do not fit the volume or each other.
     #[error("{0}")]
     Usage(String),
+    /// It is begun, and goes on by itself.
+    #[error("{0}")]
+    Unfinished(String),
     /// The benchmark could not be finished, or found wrong data.
     #[error("bench: {0}")]
     Bench(String),
@@ -41,7 +44,7 @@ impl CtlError {
     /// Exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused(_) | Self::Bench(_) | Self::Output(_) => 1,
+            Self::Refused(_) | Self::Unfinished(_) | Self::Bench(_) | Self::Output(_) => 1,
             Self::Usage(_) => 2,
             Self::Connect { .. } | Self::Lost(_) => 3,
             // As a shell counts them.

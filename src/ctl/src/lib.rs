@@ -52,8 +52,18 @@ async fn run(cli: Cli) -> Result<(), CtlError> {
     let json = cli.json;
     match cli.command {
         Command::Info => info::run(channel, json).await,
-        Command::Volume { command: VolumeCommand::List } => volume::list(channel, json).await,
-        Command::Session { command: SessionCommand::List } => session::list(channel, json).await,
+        Command::Volume { command } => match command {
+            VolumeCommand::List => volume::list(channel, json).await,
+            VolumeCommand::Create(args) => volume::create(channel, json, args).await,
+            VolumeCommand::Remove { name, wait_ms } => volume::remove(channel, json, name, wait_ms).await,
+            VolumeCommand::Resize { name, size } => volume::resize(channel, json, name, size).await,
+        },
+        Command::Session { command } => match command {
+            SessionCommand::List => session::list(channel, json).await,
+            SessionCommand::Evict { session_id, reason } => {
+                session::evict(channel, json, session_id, reason).await
+            }
+        },
         Command::Queue { command: QueueCommand::List { watch: false, .. } } => {
             queue::list(channel, json).await
         }

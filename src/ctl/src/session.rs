@@ -1,7 +1,9 @@
 //! `ferrioctl session`.
 
 use ferrio_api::v1::sessions_client::SessionsClient;
-use ferrio_api::v1::{ListSessionsRequest, ListSessionsResponse, Session, SessionState, VolumeRequest};
+use ferrio_api::v1::{
+    EvictSessionRequest, ListSessionsRequest, ListSessionsResponse, Session, SessionState, VolumeRequest,
+};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
@@ -17,6 +19,13 @@ pub async fn list(channel: Channel, json: bool) -> Result<(), CtlError> {
     let mut client = SessionsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     let answer = client.list(ListSessionsRequest {}).await?.into_inner();
     if json { print_json(&to_json(&answer), false) } else { print(&to_table(&answer)) }
+}
+
+/// `session evict`.
+pub async fn evict(channel: Channel, json: bool, session_id: u64, reason: String) -> Result<(), CtlError> {
+    SessionsClient::new(channel).evict(EvictSessionRequest { session_id, reason }).await?;
+    let said = format!("session {session_id}: told, and ended once what it has in flight is answered");
+    if json { print_json(&json!({}), false) } else { print(&said) }
 }
 
 fn state(state: i32) -> &'static str {

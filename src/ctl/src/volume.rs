@@ -2,18 +2,81 @@
 
 use ferrio_api::v1::volumes_client::VolumesClient;
 use ferrio_api::v1::{
-    ListVolumesRequest, ListVolumesResponse, Volume, VolumeHolder, VolumeKind, VolumeState,
+    CreateVolumeRequest, ListVolumesRequest, ListVolumesResponse, RemoveVolumeRequest, RemoveVolumeResponse,
+    ResizeVolumeRequest, Volume, VolumeHolder, VolumeKind, VolumeState,
 };
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
+use crate::cli::{CreateArgs, Kind};
 use crate::error::CtlError;
-use crate::output::{self, Column, access, bytes, print, print_json, short, support_json};
+use crate::output::{self, Column, access, bytes, print, print_json, short, support, support_json};
 
 /// `volume list`.
 pub async fn list(channel: Channel, json: bool) -> Result<(), CtlError> {
     let answer = VolumesClient::new(channel).list(ListVolumesRequest {}).await?.into_inner();
     if json { print_json(&to_json(&answer), false) } else { print(&to_table(&answer)) }
+}
+
+/// `volume create`.
+pub async fn create(channel: Channel, json: bool, args: CreateArgs) -> Result<(), CtlError> {
+    let kind = args.kind.map_or(VolumeKind::Unspecified, |kind| match kind {
+        Kind::File => VolumeKind::File,
+        Kind::Block => VolumeKind::Block,
+        Kind::Memory => VolumeKind::Memory,
+        Kind::Null => VolumeKind::Null,
+    });
+    let path = args.path.unwrap_or_default().into_os_string().into_string();
+    let path =
+        path.map_err(|path| CtlError::Usage(format!("--path {path:?} is not UTF-8: use another one")))?;
+    let request = CreateVolumeRequest {
+        name: args.name,
+        kind: kind.into(),
+        path,
+        size_bytes: args.size.unwrap_or(0),
+        block_bytes: u32::try_from(args.block_bytes.unwrap_or(0)).unwrap_or(u32::MAX),
+        engine: args.engine.unwrap_or_default(),
+        read_only: args.read_only,
+        allow_uids: args.allow_uid,
+        allow_gids: args.allow_gid,
+        allow_any: args.allow_any,
+    };
+    let answer = VolumesClient::new(channel).create(request).await?.into_inner();
+    show_one(answer.volume, json)
+}
+
+/// `volume remove`.
+pub async fn remove(channel: Channel, json: bool, name: String, wait_ms: u32) -> Result<(), CtlError> {
+    let request = RemoveVolumeRequest { name: name.clone(), wait_ms };
+    let RemoveVolumeResponse { removed, in_flight } =
+        VolumesClient::new(channel).remove(request).await?.into_inner();
+    if json {
+        print_json(&json!({ "removed": removed, "in_flight": in_flight }), false)?;
+    } else if removed {
+        print(&format!("volume {name}: removed"))?;
+    }
+    if removed {
+        return Ok(());
+    }
+    Err(CtlError::Unfinished(format!(
+        "volume {name} takes no requests any more, and is not gone: {in_flight} requests of its engine wait for the \
+         kernel; it goes once those of this volume are answered, `ferrioctl volume list` shows it until then"
+    )))
+}
+
+/// `volume resize`.
+pub async fn resize(channel: Channel, json: bool, name: String, size: Option<u64>) -> Result<(), CtlError> {
+    let request = ResizeVolumeRequest { name, size_bytes: size.unwrap_or(0) };
+    let answer = VolumesClient::new(channel).resize(request).await?.into_inner();
+    show_one(answer.volume, json)
+}
+
+fn show_one(volume: Option<Volume>, json: bool) -> Result<(), CtlError> {
+    let volume = volume.unwrap_or_default();
+    if json {
+        return print_json(&json!({ "volume": volume_json(&volume) }), false);
+    }
+    print(&to_table(&ListVolumesResponse { volumes: vec![volume] }))
 }
 
 fn kind(kind: i32) -> &'static str {
@@ -42,7 +105,10 @@ fn to_table(answer: &ListVolumesResponse) -> String {
         Column::Right("SIZE"),
         Column::Right("BLOCK"),
         Column::Left("ENGINE"),
+        Column::Left("STATE"),
         Column::Left("MODE"),
+        Column::Left("DISCARD"),
+        Column::Left("ZEROES"),
         Column::Left("ALLOWED"),
         Column::Left("PATH"),
     ];
@@ -54,20 +120,19 @@ fn to_table(answer: &ListVolumesResponse) -> String {
             bytes(volume.size_bytes),
             volume.block_bytes.to_string(),
             volume.engine.clone(),
+            state(volume.state).to_owned(),
             mode(volume),
+            support(volume.discard.as_ref()).to_owned(),
+            support(volume.write_zeroes.as_ref()).to_owned(),
             allowed(volume),
             path.to_owned(),
         ]
     });
     let mut text =
         output::table(&columns, rows.collect(), "no volumes: add a [[volume]] to the configuration");
-    for volume in &answer.volumes {
-        if !volume.direct_reason.is_empty() {
-            text.push_str(&format!(
-                "\n\n{}: goes through the page cache: {}",
-                volume.name, volume.direct_reason
-            ));
-        }
+    let notes: Vec<_> = answer.volumes.iter().flat_map(notes).collect();
+    if !notes.is_empty() {
+        text.push_str(&format!("\n\n{}", notes.join("\n")));
     }
     let holders = holders(answer);
     if !holders.is_empty() {
@@ -76,9 +141,31 @@ fn to_table(answer: &ListVolumesResponse) -> String {
     text
 }
 
+/// What is not as one would wish, and why.
+fn notes(volume: &Volume) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !volume.direct_reason.is_empty() {
+        notes.push(format!("{}: goes through the page cache: {}", volume.name, volume.direct_reason));
+    }
+    for (what, found) in [("discard", &volume.discard), ("write-zeroes", &volume.write_zeroes)] {
+        let word = support(found.as_ref());
+        if let (Some(found), "emulated" | "unsupported") = (found, word) {
+            notes.push(format!("{}: {what} is {word}: {}", volume.name, found.how));
+        }
+    }
+    if volume.fault_rules > 0 {
+        let rules = volume.fault_rules;
+        notes.push(format!(
+            "{}: has faults made on purpose ({rules} rules): `ferrioctl fault show {}`",
+            volume.name, volume.name
+        ));
+    }
+    notes
+}
+
 fn mode(volume: &Volume) -> String {
     let access = if volume.read_only { "ro" } else { "rw" };
-    let path = if volume.direct || volume.kind == VolumeKind::Null as i32 { "" } else { ",buffered" };
+    let path = if volume.direct || volume.path.is_empty() { "" } else { ",buffered" };
     format!("{access}{path}")
 }
 
@@ -158,7 +245,11 @@ fn holder_json(holder: &VolumeHolder) -> Value {
 mod tests {
     use super::*;
     use crate::testing::assert_keys;
-    use ferrio_api::v1::Access;
+    use ferrio_api::v1::{Access, Support, SupportLevel};
+
+    fn how(level: SupportLevel, how: &str) -> Option<Support> {
+        Some(Support { level: level.into(), how: how.into() })
+    }
 
     fn answer() -> ListVolumesResponse {
         let holder = VolumeHolder {
@@ -180,6 +271,9 @@ mod tests {
             holders: vec![holder],
             allow_uids: vec![1000],
             allow_gids: vec![6],
+            state: VolumeState::Serving.into(),
+            discard: how(SupportLevel::Native, "fallocate(PUNCH_HOLE)"),
+            write_zeroes: how(SupportLevel::Emulated, "zeros are written"),
             ..Volume::default()
         };
         let slow = Volume {
@@ -193,6 +287,10 @@ mod tests {
             read_only: true,
             direct_reason: "the file system refuses O_DIRECT".into(),
             allow_any: true,
+            state: VolumeState::Removing.into(),
+            discard: how(SupportLevel::Unsupported, "opened read-only"),
+            write_zeroes: how(SupportLevel::Unsupported, "opened read-only"),
+            fault_rules: 2,
             ..Volume::default()
         };
         ListVolumesResponse { volumes: vec![data, slow] }
@@ -201,11 +299,15 @@ mod tests {
     #[test]
     fn as_a_table() {
         let wanted = "\
-NAME  KIND     SIZE  BLOCK  ENGINE  MODE         ALLOWED   PATH
-data  file   64 MiB    512  main    rw           u1000,g6  /var/lib/ferrio/data.img
-slow  file  1.5 GiB    512  main    ro,buffered  any       /tmp/slow.img
+NAME  KIND     SIZE  BLOCK  ENGINE  STATE     MODE         DISCARD      ZEROES       ALLOWED   PATH
+data  file   64 MiB    512  main    serving   rw           native       emulated     u1000,g6  /var/lib/ferrio/data.img
+slow  file  1.5 GiB    512  main    removing  ro,buffered  unsupported  unsupported  any       /tmp/slow.img
 
+data: write-zeroes is emulated: zeros are written
 slow: goes through the page cache: the file system refuses O_DIRECT
+slow: discard is unsupported: opened read-only
+slow: write-zeroes is unsupported: opened read-only
+slow: has faults made on purpose (2 rules): `ferrioctl fault show slow`
 
 VOLUME  ACCESS  SESSION  CLIENT        PID   UID
 data    rw            3  bulk-writer  4711  1000";

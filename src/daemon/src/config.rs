@@ -17,7 +17,7 @@ use ferrio_driver::BackendChoice;
 use ferrio_engine::Threads;
 
 pub use problem::{Problem, Problems, Severity};
-pub use read::read;
+pub use read::{NAME_LIMIT, is_name, read};
 pub use reader::At;
 
 use crate::acl::AllowList;
@@ -103,7 +103,7 @@ pub struct EngineSection {
     pub budgets: [u32; 3],
 }
 
-/// `[[volume]]`: a file or block device, or nothing.
+/// `[[volume]]`: a file, a block device, memory, or nothing.
 #[derive(Debug, Clone)]
 pub struct VolumeSection {
     /// Name.
@@ -147,14 +147,19 @@ pub enum VolumeSource {
         /// Logical block. Bytes.
         block_bytes: u32,
     },
+    /// Memory of the daemon.
+    Memory {
+        /// Size. Bytes.
+        bytes: u64,
+    },
 }
 
 impl VolumeSource {
-    /// Path, unless it is a null volume.
+    /// Path, if it has one.
     pub fn path(&self) -> Option<&At<PathBuf>> {
         match self {
             Self::File { path, .. } | Self::Block { path } | Self::Path { path, .. } => Some(path),
-            Self::Null { .. } => None,
+            Self::Null { .. } | Self::Memory { .. } => None,
         }
     }
 
@@ -162,7 +167,7 @@ impl VolumeSource {
     pub fn create_bytes(&self) -> Option<At<u64>> {
         match self {
             Self::File { create_bytes, .. } | Self::Path { create_bytes, .. } => *create_bytes,
-            Self::Block { .. } | Self::Null { .. } => None,
+            Self::Block { .. } | Self::Null { .. } | Self::Memory { .. } => None,
         }
     }
 }

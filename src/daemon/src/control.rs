@@ -22,14 +22,16 @@ use ferrio_api::v1::volumes_server::VolumesServer;
 use ferrio_engine::Engine;
 use tokio::sync::watch;
 use tokio_stream::Stream;
+use tonic::Status;
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::config::Config;
 use crate::sessions::Sessions;
+use crate::sessions::error::OpenError;
 use crate::volumes::Volumes;
+use crate::volumes::change::Changes;
 use incoming::PeerStream;
-pub use volumes::not_served;
 
 /// Requests of this API are small; the longest answers are lists, which are not bounded by this.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
@@ -43,16 +45,25 @@ pub struct Daemon {
     pub config: Config,
     /// Engines, in its order.
     pub engines: Vec<Engine>,
-    /// Volumes, in its order.
+    /// Volumes.
     pub volumes: Arc<Volumes>,
     /// Sessions.
     pub sessions: Arc<Sessions>,
+    /// Who changes volumes.
+    pub changes: Changes,
     /// When it started.
     pub since: Instant,
     /// Random number of this start.
     pub epoch: u64,
     /// How far the daemon is from its end.
     pub phase: Phases,
+}
+
+impl Daemon {
+    /// Nothing new is begun by a daemon that stops.
+    fn check_running(&self) -> Result<(), Status> {
+        if self.sessions.draining() { Err(OpenError::Draining.into()) } else { Ok(()) }
+    }
 }
 
 /// Where the daemon stands in its life.

@@ -26,24 +26,22 @@ use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
 use ferrio_engine::{Engine, Grant, QueueAttach, SessionSpec};
-use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, SessionState, limits::DATA_BYTES_MAX};
+use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, SessionState};
 use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
 use ferrio_shm::peer::PeerIdentity;
 use tokio::sync::mpsc;
 
-use crate::access::Access;
 use crate::config::Limits;
-use crate::control::not_served;
 use crate::log;
-use crate::volumes::{Hold, Holder, Volumes};
+use crate::volumes::{Hold, Holder, VolumeKey, Volumes};
 pub use list::counters;
 
 use error::{AttachError, OpenError};
 use memory::{ClientEnds, EngineEnds, SessionMemory};
-use plan::{Plan, Rules};
+use plan::{Plan, PlannedVolume, Rules, VOLUMES_PER_SESSION_MAX};
 
-/// Events that wait for a lease; a client gets at most a fault and a drain.
-const EVENTS_MAX: usize = 8;
+/// Events that wait for a lease. Each volume may change its size, and the lease sends what waits without waiting.
+const EVENTS_MAX: usize = 2 * VOLUMES_PER_SESSION_MAX;
 
 /// A one-time token.
 pub type Token = [u8; 32];
@@ -242,14 +240,10 @@ impl Sessions {
             uid: peer.uid,
             access,
         };
-        let wanted = plan.volumes.iter().map(|(volume, access)| (*volume, holder(*access))).collect();
+        let wanted = plan.volumes.iter().map(|volume| (volume.key, holder(volume.access))).collect();
         self.volumes.take(session_id, wanted).map_err(|held| {
-            let asked = plan.volumes.iter().find(|(volume, _)| *volume == held.volume);
-            OpenError::Busy {
-                volume: self.volumes.list()[held.volume].section.name.value.clone(),
-                access: asked.map_or(Access::ReadOnly, |(_, access)| *access),
-                by: held.by,
-            }
+            let PlannedVolume { grant, access, .. } = &plan.volumes[held.wanted];
+            OpenError::Busy { volume: grant.name.clone(), access: *access, by: held.by }
         })
     }
 
@@ -266,31 +260,17 @@ impl Sessions {
                 doorbell: count(*place),
                 engine: engine_of(*place),
             });
-        let volumes = plan.volumes.iter().map(|(index, access)| {
-            let volume = &self.volumes.list()[*index];
-            v1::VolumeGrant {
-                name: volume.section.name.value.clone(),
-                access: access.to_wire(),
-                size_bytes: volume.target.size_bytes(),
-                block_bytes: volume.target.block_bytes(),
-                memory_align_bytes: volume.target.memory_align_bytes(),
-                request_bytes_max: u32::try_from(DATA_BYTES_MAX).unwrap_or(u32::MAX),
-                engine: self.engine_names[volume.engine].clone(),
-                discard: Some(not_served()),
-                write_zeroes: Some(not_served()),
-            }
-        });
         v1::OpenSessionResponse {
             session_id,
             attach_token: token.to_vec(),
             resume_secret: secret.to_vec(),
             abi: ABI_VERSION,
-            features: 0,
+            features: plan.features,
             memory_bytes: plan.layout.memory_bytes,
             arena_offset: plan.layout.arena_offset,
             arena_bytes: plan.layout.arena_bytes,
             queues: queues.collect(),
-            volumes: volumes.collect(),
+            volumes: plan.volumes.iter().map(|volume| volume.grant.clone()).collect(),
             sqe_bytes: SQE_BYTES,
             cqe_bytes: CQE_BYTES,
             attach_socket: self.attach_socket.clone(),
@@ -322,6 +302,11 @@ impl Sessions {
             let (opener_pid, opener_uid) = (session.pid, session.uid);
             return Err(AttachError::Stranger { opener_pid, opener_uid, pid: peer.pid, uid: peer.uid });
         }
+        if let Some(gone) = self.gone_volume(&session.plan) {
+            drop(table);
+            self.end(session_id, &format!("volume {gone:?} was removed before it attached"));
+            return Err(AttachError::VolumeGone(gone));
+        }
         let State::Opened { client, engine, .. } = std::mem::replace(&mut session.state, State::Active)
         else {
             return Err(unknown());
@@ -341,6 +326,12 @@ impl Sessions {
             queues: session.plan.queue_engines.len() as u32,
         };
         let served = self.serve(session_id, session, engine);
+        for index in 0..session.plan.volumes.len() {
+            // What happened since the session was opened was told nobody yet.
+            if let Some(volume) = self.volumes.get(session.plan.volumes[index].key) {
+                session.resized(index, volume.size_bytes);
+            }
+        }
         table.tokens.remove(token);
         drop(table);
         if let Err(error) = served {
@@ -348,6 +339,23 @@ impl Sessions {
             return Err(error.into());
         }
         Ok(Attached { session_id, message, fds: client.fds, events })
+    }
+
+    /// A volume that is not in service any more: its id in the engine may be another's now.
+    fn gone_volume(&self, plan: &Plan) -> Option<String> {
+        let serves = |volume: &&PlannedVolume| self.volumes.get(volume.key).is_some_and(|now| now.serves());
+        plan.volumes.iter().find(|volume| !serves(volume)).map(|volume| volume.grant.name.clone())
+    }
+
+    /// Tells every session that uses a volume its new size.
+    pub fn resized(&self, volume: VolumeKey, bytes: u64) {
+        for session in self.table().by_id.values_mut().filter(|session| session.events.is_some()) {
+            for index in 0..session.plan.volumes.len() {
+                if session.plan.volumes[index].key == volume {
+                    session.resized(index, bytes);
+                }
+            }
+        }
     }
 
     /// Hands the session to every engine that serves a queue of it.
@@ -365,9 +373,9 @@ impl Sessions {
                 let cq_doorbell = cq_doorbells[index].take()?;
                 Some(QueueAttach { index: index as u32, cq_doorbell })
             });
-            let grants = session.plan.volumes.iter().map(|(volume, access)| {
-                let volume = &self.volumes.list()[*volume];
-                (volume.engine == engine).then_some(Grant { volume: volume.id, writable: access.writes() })
+            let grants = session.plan.volumes.iter().map(|volume| {
+                let grant = Grant { volume: volume.id, writable: volume.access.writes() };
+                (volume.engine == engine).then_some(grant)
             });
             let notices = self.notices.clone();
             let spec = SessionSpec {
@@ -377,7 +385,7 @@ impl Sessions {
                 queues: queues.collect(),
                 doorbell,
                 grants: grants.collect(),
-                features: 0,
+                features: session.plan.features,
                 on_fault: Box::new(move |reason| {
                     // The receiver goes away with the daemon only.
                     let _ = notices.send(Notice::Fault { session_id, place, reason });
@@ -507,6 +515,20 @@ impl Sessions {
     /// Whether the daemon is stopping.
     pub fn draining(&self) -> bool {
         self.table().draining
+    }
+}
+
+impl Session {
+    /// Tells the client the size of a volume, if it is news.
+    fn resized(&mut self, index: usize, size_bytes: u64) {
+        let grant = &mut self.plan.volumes[index].grant;
+        if grant.size_bytes == size_bytes {
+            return;
+        }
+        grant.size_bytes = size_bytes;
+        if let Some(events) = &self.events {
+            let _ = events.try_send(LeaseEvent::Resize { volume: index as u16, size_bytes });
+        }
     }
 }
 

@@ -4,16 +4,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ferrio_driver::{OpenOptions, Target, TargetError, TargetKind};
+use ferrio_driver::TargetError;
 use ferrio_engine::{Engine, EngineConfig, EngineError};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection, VolumeSource, size};
+use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection};
 use crate::control::{Daemon, Phase};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::sessions::{Notice, Sessions, Setup};
-use crate::volumes::{Volume, Volumes};
+use crate::volumes::change::Changes;
+use crate::volumes::error::VolumeError;
+use crate::volumes::{Volumes, change, open};
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,9 @@ pub enum StartError {
     /// An engine.
     #[error("{}", crate::chain(.0))]
     Engine(#[from] EngineError),
+    /// A volume that its engine does not take.
+    #[error("{0}")]
+    Volume(#[from] VolumeError),
     /// A socket.
     #[error("cannot listen on {path}: {source}")]
     Listen {
@@ -73,7 +78,7 @@ pub fn start(config: Config) -> Result<Started, StartError> {
     for section in &config.engines {
         engines.push(start_engine(&config, section, epoch)?);
     }
-    let volumes = Arc::new(open_volumes(&config, &engines)?);
+    let volumes = open_volumes(&config, &engines)?;
     let control = listen_control(&config, &runtime_dir)?;
     let attach = listen_attach(&config, &runtime_dir)?;
     let (sessions, notices) = Sessions::new(Setup {
@@ -85,7 +90,9 @@ pub fn start(config: Config) -> Result<Started, StartError> {
     });
     let (phase, phases) = watch::channel(Phase::Running);
     let since = Instant::now();
-    let daemon = Arc::new(Daemon { config, engines, volumes, sessions, since, epoch, phase: phases });
+    let changes = Changes::new(Arc::clone(&volumes), engines.clone(), Arc::clone(&sessions));
+    let daemon =
+        Arc::new(Daemon { config, engines, volumes, sessions, changes, since, epoch, phase: phases });
     Ok(Started { daemon, phase, notices, control, attach, runtime_dir })
 }
 
@@ -136,28 +143,22 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
 }
 
 /// Opens every volume, so that all that fail are told at once.
-fn open_volumes(config: &Config, engines: &[Engine]) -> Result<Volumes, StartError> {
-    let mut volumes = Vec::new();
+fn open_volumes(config: &Config, engines: &[Engine]) -> Result<Arc<Volumes>, StartError> {
+    let volumes = Arc::new(Volumes::default());
     let mut problems = Vec::new();
     for section in &config.volumes {
-        match open_target(section) {
-            Ok(target) => volumes.push(bind_volume(section, Arc::new(target), engines)?),
+        let home = engines.iter().position(|engine| engine.info().name == section.engine.value);
+        // The configuration was checked for it.
+        let engine = home.unwrap_or(0);
+        let reservation = volumes.reserve(section.clone(), engine, true)?;
+        match open::open(section) {
+            Ok(target) => {
+                change::serve(&engines[engine], reservation, Arc::new(target))?;
+            }
             Err(error) => problems.push(target_problem(config, section, &error)),
         }
     }
-    if problems.is_empty() { Ok(Volumes::new(volumes)) } else { Err(Problems(problems).into()) }
-}
-
-fn open_target(section: &VolumeSection) -> Result<Target, TargetError> {
-    match &section.source {
-        VolumeSource::Null { bytes, block_bytes } => Ok(Target::null(*bytes, *block_bytes)),
-        VolumeSource::File { path, .. } | VolumeSource::Block { path } | VolumeSource::Path { path, .. } => {
-            let create_bytes = section.source.create_bytes().map(|bytes| bytes.value);
-            let target =
-                Target::open(&path.value, &OpenOptions { read_only: section.read_only, create_bytes })?;
-            Ok(target)
-        }
-    }
+    if problems.is_empty() { Ok(volumes) } else { Err(Problems(problems).into()) }
 }
 
 fn target_problem(config: &Config, section: &VolumeSection, error: &TargetError) -> Problem {
@@ -165,24 +166,6 @@ fn target_problem(config: &Config, section: &VolumeSection, error: &TargetError)
         section.source.path().map_or((0, String::new()), |path| (path.line, format!("{:?}", path.value)));
     let what = format!("volume {:?} cannot be opened: {}", section.name.value, crate::chain(error));
     config.problem(line, "volume.path", &value, &what, "")
-}
-
-fn bind_volume(
-    section: &VolumeSection,
-    target: Arc<Target>,
-    engines: &[Engine],
-) -> Result<Volume, StartError> {
-    let home = engines.iter().position(|engine| engine.info().name == section.engine.value);
-    // The configuration was checked for it.
-    let engine = home.unwrap_or(0);
-    let id = engines[engine].add_volume(Arc::clone(&target))?;
-    let (name, engine_name) = (&section.name.value, &section.engine.value);
-    let (bytes, block) = (size::format(target.size_bytes()), target.block_bytes());
-    tracing::info!("volume {name}: {}, {bytes} in blocks of {block}, on engine {engine_name}", target.name());
-    if let (Some(reason), true) = (target.direct_reason(), target.kind() != TargetKind::Null) {
-        tracing::warn!("volume {name}: not O_DIRECT: {reason}");
-    }
-    Ok(Volume { section: section.clone(), target, engine, id })
 }
 
 fn listen_control(config: &Config, runtime_dir: &RuntimeDir) -> Result<UnixListener, StartError> {

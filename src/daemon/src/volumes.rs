@@ -1,24 +1,133 @@
-//! The volumes, and which session uses which.
+//! The volumes: which there are, where each stands, and which session uses which.
+//!
+//! ```text
+//!  create            opened               remove                 nothing in flight
+//! --------> Opening --------> Serving ---------------> Removing -----------------> gone, its name is free
+//!              | cannot be opened
+//!              v
+//!          gone, its name is free
+//! ```
+//!
+//! This is bookkeeping alone: nothing here waits, or touches a file. [`change`] does both.
 
+pub mod change;
+pub mod error;
+pub mod open;
+pub mod request;
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ferrio_driver::Target;
+use ferrio_api::v1;
+use ferrio_driver::{Support, Target};
 use ferrio_engine::VolumeId;
+use tokio::sync::watch;
 
 use crate::access::Access;
 use crate::config::VolumeSection;
+use crate::dispose;
+use error::VolumeError;
 
-/// One volume, open and bound to its engine.
-#[derive(Debug)]
+/// Volumes that may be in state opening at once: each has a thread that may hang.
+const OPENING_MAX: usize = 8;
+
+/// Names a volume for as long as the daemon lives: unlike its name it is not used again, nor is it an engine's id, which
+/// is used again as soon as the volume is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeKey(u64);
+
+/// A volume as it stands.
+#[derive(Debug, Clone)]
 pub struct Volume {
-    /// As configured.
-    pub section: VolumeSection,
-    /// The open file or device.
-    pub target: Arc<Target>,
+    /// Its key.
+    pub key: VolumeKey,
+    /// What it was made from.
+    pub section: Arc<VolumeSection>,
+    /// It stands in the configuration.
+    pub configured: bool,
     /// Index of its home engine.
     pub engine: usize,
-    /// Its id there.
+    /// How far it is.
+    pub stage: Stage,
+    /// Size as sessions see it. Bytes; 0 while it is being opened.
+    pub size_bytes: u64,
+    /// Who uses it, by session and grant.
+    pub holders: Vec<Holder>,
+    /// Fault rules set.
+    pub fault_rules: usize,
+    resizing: bool,
+}
+
+/// How far a volume is.
+#[derive(Debug, Clone)]
+pub enum Stage {
+    /// Its path is being opened.
+    Opening,
+    /// Takes requests.
+    Serving(Served),
+    /// Takes none; its last requests are in flight.
+    Removing(Served),
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Opening => "being opened",
+            Self::Serving(_) => "in service",
+            Self::Removing(_) => "being removed",
+        })
+    }
+}
+
+/// An open volume in its engine.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The open file or device.
+    pub target: Arc<Target>,
+    /// Its id in the engine.
     pub id: VolumeId,
+}
+
+impl Served {
+    /// What discard does here.
+    pub fn discard(&self) -> v1::Support {
+        to_wire(self.target.capabilities().discard)
+    }
+
+    /// What write-zeroes does here.
+    pub fn write_zeroes(&self) -> v1::Support {
+        to_wire(self.target.capabilities().write_zeroes)
+    }
+}
+
+fn to_wire(support: Support) -> v1::Support {
+    let (level, how) = match support {
+        Support::Native(how) => (v1::SupportLevel::Native, how),
+        Support::Emulated(how) => (v1::SupportLevel::Emulated, how),
+        Support::Unsupported(how) => (v1::SupportLevel::Unsupported, how),
+    };
+    v1::Support { level: level.into(), how: how.to_owned() }
+}
+
+impl Volume {
+    /// Name.
+    pub fn name(&self) -> &str {
+        &self.section.name.value
+    }
+
+    /// The open volume, if it is open.
+    pub fn served(&self) -> Option<&Served> {
+        match &self.stage {
+            Stage::Opening => None,
+            Stage::Serving(served) | Stage::Removing(served) => Some(served),
+        }
+    }
+
+    /// It takes requests.
+    pub fn serves(&self) -> bool {
+        matches!(self.stage, Stage::Serving(_))
+    }
 }
 
 /// A session that uses a volume.
@@ -36,12 +145,51 @@ pub struct Holder {
     pub access: Access,
 }
 
-/// All volumes, in the order of the configuration.
-#[derive(Debug)]
+/// All volumes: those of the configuration in its order, then those created since.
+#[derive(Debug, Default)]
 pub struct Volumes {
-    list: Vec<Volume>,
-    /// By volume index.
-    holders: Mutex<Vec<Vec<Holder>>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last_key: u64,
+    by_key: BTreeMap<VolumeKey, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    volume: Volume,
+    /// Closed when the volume is gone.
+    gone: watch::Sender<()>,
+}
+
+/// A name that is taken for a volume that does not serve yet; given back on drop.
+#[derive(Debug)]
+pub struct Reservation {
+    volumes: Arc<Volumes>,
+    /// `None` once the volume serves.
+    key: Option<VolumeKey>,
+}
+
+/// A removal that was asked for. It does not hold the target, which is to be closed.
+#[derive(Debug)]
+pub struct Removal {
+    /// The volume.
+    pub key: VolumeKey,
+    /// Index of its home engine.
+    pub engine: usize,
+    /// Its id there, if it was in service until now: then the caller tells the engine.
+    pub first: Option<VolumeId>,
+    /// Closed when the volume is gone, and its file closed.
+    pub gone: watch::Receiver<()>,
+}
+
+/// The one change of size that a volume undergoes; over on drop.
+#[derive(Debug)]
+pub struct Resizing {
+    volumes: Arc<Volumes>,
+    key: VolumeKey,
 }
 
 /// The volumes a session holds; given back on drop.
@@ -54,117 +202,218 @@ pub struct Hold {
 /// Why a volume could not be taken.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Held {
-    /// Index of the volume.
-    pub volume: usize,
+    /// Index of the volume in what was wanted.
+    pub wanted: usize,
     /// Who has it.
     pub by: Holder,
 }
 
 impl Volumes {
-    /// Nobody uses them yet.
-    pub fn new(list: Vec<Volume>) -> Self {
-        let holders = Mutex::new(list.iter().map(|_| Vec::new()).collect());
-        Self { list, holders }
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All of them.
-    pub fn list(&self) -> &[Volume] {
-        &self.list
+    pub fn list(&self) -> Vec<Volume> {
+        self.lock().by_key.values().map(|entry| entry.volume.clone()).collect()
     }
 
-    /// Index of a name.
-    pub fn find(&self, name: &str) -> Option<usize> {
-        self.list.iter().position(|volume| volume.section.name.value == name)
+    /// One of them.
+    pub fn get(&self, key: VolumeKey) -> Option<Volume> {
+        self.lock().by_key.get(&key).map(|entry| entry.volume.clone())
     }
 
-    /// Names, for messages.
-    pub fn names(&self) -> String {
-        let names: Vec<_> = self.list.iter().map(|volume| volume.section.name.value.as_str()).collect();
-        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    /// The volume of a name, which takes requests.
+    pub fn serving(&self, name: &str) -> Result<Volume, VolumeError> {
+        let table = self.lock();
+        let volume = &table.find(name)?.volume;
+        match volume.stage {
+            Stage::Serving(_) => Ok(volume.clone()),
+            _ => Err(VolumeError::NotServing { name: name.to_owned(), stage: volume.stage.to_string() }),
+        }
     }
 
-    /// Who uses a volume.
-    pub fn holders(&self, volume: usize) -> Vec<Holder> {
-        self.lock().get(volume).cloned().unwrap_or_default()
-    }
-
-    /// Takes all of `wanted` (volume index and holder) for one session, or none.
-    pub fn take(self: &Arc<Self>, session_id: u64, wanted: Vec<(usize, Holder)>) -> Result<Hold, Box<Held>> {
-        let mut holders = self.lock();
-        for (volume, holder) in &wanted {
-            if let Some(other) =
-                holders[*volume].iter().find(|other| !holder.access.lives_beside(other.access))
-            {
-                return Err(Box::new(Held { volume: *volume, by: other.clone() }));
+    /// Takes a name for a volume that is about to be opened.
+    pub fn reserve(
+        self: &Arc<Self>,
+        section: VolumeSection,
+        engine: usize,
+        configured: bool,
+    ) -> Result<Reservation, VolumeError> {
+        let mut table = self.lock();
+        let name = &section.name.value;
+        if let Ok(Entry { volume, .. }) = table.find(name) {
+            return Err(VolumeError::NameTaken { name: name.clone(), stage: volume.stage.to_string() });
+        }
+        if let Some(path) = section.source.path() {
+            let same = |entry: &&Entry| {
+                entry.volume.section.source.path().is_some_and(|other| other.value == path.value)
+            };
+            if let Some(Entry { volume, .. }) = table.by_key.values().find(same) {
+                return Err(VolumeError::PathTaken {
+                    path: path.value.clone(),
+                    by: volume.name().to_owned(),
+                });
             }
         }
-        for (volume, holder) in wanted {
-            holders[volume].push(holder);
+        let opening =
+            table.by_key.values().filter(|entry| matches!(entry.volume.stage, Stage::Opening)).count();
+        if opening >= OPENING_MAX {
+            return Err(VolumeError::TooManyOpening(OPENING_MAX));
+        }
+        table.last_key += 1;
+        let key = VolumeKey(table.last_key);
+        let volume = Volume {
+            key,
+            section: Arc::new(section),
+            configured,
+            engine,
+            stage: Stage::Opening,
+            size_bytes: 0,
+            holders: Vec::new(),
+            fault_rules: 0,
+            resizing: false,
+        };
+        table.by_key.insert(key, Entry { volume, gone: watch::channel(()).0 });
+        Ok(Reservation { volumes: Arc::clone(self), key: Some(key) })
+    }
+
+    /// Takes a volume out of service, for good. Whoever is the first tells its engine, and calls [`Volumes::forget`].
+    pub fn start_removal(&self, name: &str) -> Result<Removal, VolumeError> {
+        let mut table = self.lock();
+        let key = table.find(name)?.volume.key;
+        let Some(Entry { volume, gone }) = table.by_key.get_mut(&key) else { unreachable!("found above") };
+        let first = match &volume.stage {
+            Stage::Opening => {
+                let stage = volume.stage.to_string();
+                return Err(VolumeError::NotServing { name: name.to_owned(), stage });
+            }
+            Stage::Removing(_) => None,
+            Stage::Serving(served) => Some(served.clone()),
+        };
+        let id = first.as_ref().map(|served| served.id);
+        if let Some(served) = first {
+            volume.stage = Stage::Removing(served);
+        }
+        Ok(Removal { key, engine: volume.engine, first: id, gone: gone.subscribe() })
+    }
+
+    /// Nothing of it is left in its engine.
+    pub fn forget(&self, key: VolumeKey) {
+        let entry = self.lock().by_key.remove(&key);
+        if let Some(Entry { volume, gone }) = entry {
+            // Closing a file may block. Those who wait for its end are told after that.
+            dispose::later((volume, gone));
+        }
+    }
+
+    /// Begins to change the size of a volume.
+    pub fn start_resize(self: &Arc<Self>, name: &str) -> Result<(Volume, Served, Resizing), VolumeError> {
+        let mut table = self.lock();
+        let key = table.find(name)?.volume.key;
+        let Some(Entry { volume, .. }) = table.by_key.get_mut(&key) else { unreachable!("found above") };
+        let name = name.to_owned();
+        let Stage::Serving(served) = volume.stage.clone() else {
+            return Err(VolumeError::NotServing { name, stage: volume.stage.to_string() });
+        };
+        if volume.resizing {
+            return Err(VolumeError::NotServing { name, stage: "being resized".to_owned() });
+        }
+        volume.resizing = true;
+        Ok((volume.clone(), served, Resizing { volumes: Arc::clone(self), key }))
+    }
+
+    /// Its size is another one from now on.
+    pub fn set_size(&self, key: VolumeKey, bytes: u64) {
+        if let Some(entry) = self.lock().by_key.get_mut(&key) {
+            entry.volume.size_bytes = bytes;
+        }
+    }
+
+    /// It has so many fault rules from now on.
+    pub fn set_fault_rules(&self, key: VolumeKey, rules: usize) {
+        if let Some(entry) = self.lock().by_key.get_mut(&key) {
+            entry.volume.fault_rules = rules;
+        }
+    }
+
+    /// Takes all of `wanted` for one session, or none.
+    pub fn take(
+        self: &Arc<Self>,
+        session_id: u64,
+        wanted: Vec<(VolumeKey, Holder)>,
+    ) -> Result<Hold, Box<Held>> {
+        let mut table = self.lock();
+        for (index, (key, holder)) in wanted.iter().enumerate() {
+            let holders = table.by_key.get(key).map_or(&[] as &[_], |entry| &entry.volume.holders);
+            if let Some(other) = holders.iter().find(|other| !holder.access.lives_beside(other.access)) {
+                return Err(Box::new(Held { wanted: index, by: other.clone() }));
+            }
+        }
+        for (key, holder) in wanted {
+            if let Some(entry) = table.by_key.get_mut(&key) {
+                entry.volume.holders.push(holder);
+            }
         }
         Ok(Hold { volumes: Arc::clone(self), session_id })
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Vec<Holder>>> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+impl Table {
+    fn find(&self, name: &str) -> Result<&Entry, VolumeError> {
+        let found = self.by_key.values().find(|entry| entry.volume.name() == name);
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.by_key.values().map(|entry| entry.volume.name()).collect();
+            let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            VolumeError::NoVolume { name: name.to_owned(), known }
+        })
+    }
+}
+
+impl Reservation {
+    /// The name that is taken.
+    pub fn name(&self) -> String {
+        let table = self.volumes.lock();
+        self.key
+            .and_then(|key| table.by_key.get(&key))
+            .map_or(String::new(), |entry| entry.volume.name().to_owned())
+    }
+
+    /// The volume is open and in its engine.
+    pub fn serve(mut self, served: Served) -> Option<Volume> {
+        let key = self.key.take()?;
+        let mut table = self.volumes.lock();
+        let volume = &mut table.by_key.get_mut(&key)?.volume;
+        volume.size_bytes = served.target.size_bytes();
+        volume.fault_rules = 0;
+        volume.stage = Stage::Serving(served);
+        Some(volume.clone())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.volumes.lock().by_key.remove(&key);
+        }
+    }
+}
+
+impl Drop for Resizing {
+    fn drop(&mut self) {
+        if let Some(entry) = self.volumes.lock().by_key.get_mut(&self.key) {
+            entry.volume.resizing = false;
+        }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        for holders in self.volumes.lock().iter_mut() {
-            holders.retain(|holder| holder.session_id != self.session_id);
+        for entry in self.volumes.lock().by_key.values_mut() {
+            entry.volume.holders.retain(|holder| holder.session_id != self.session_id);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::acl::AllowList;
-    use crate::config::{At, VolumeSource};
-
-    fn volumes() -> Arc<Volumes> {
-        let volume = |name: &str| Volume {
-            section: VolumeSection {
-                name: At::default_value(name.to_owned()),
-                source: VolumeSource::Null { bytes: 4096, block_bytes: 512 },
-                engine: At::default_value("main".to_owned()),
-                read_only: false,
-                allow: AllowList::default(),
-            },
-            target: Arc::new(Target::null(4096, 512)),
-            engine: 0,
-            id: VolumeId(0),
-        };
-        Arc::new(Volumes::new(vec![volume("a"), volume("b")]))
-    }
-
-    fn holder(session_id: u64, access: Access) -> Holder {
-        Holder { session_id, client_name: format!("client-{session_id}"), pid: 1, uid: 2, access }
-    }
-
-    #[test]
-    fn a_second_writer_learns_who_holds_it_until_the_first_ends() {
-        let volumes = volumes();
-        let first = volumes.take(1, vec![(0, holder(1, Access::ReadWrite))]).expect("free");
-        let reader =
-            volumes.take(2, vec![(0, holder(2, Access::ReadOnly))]).expect("readers live beside writers");
-        let held = volumes.take(3, vec![(0, holder(3, Access::ReadWriteShared))]).expect_err("held");
-        assert_eq!(*held, Held { volume: 0, by: holder(1, Access::ReadWrite) });
-        assert_eq!(volumes.holders(0).len(), 2);
-        drop(first);
-        let _shared = volumes.take(3, vec![(0, holder(3, Access::ReadWriteShared))]).expect("free again");
-        let _other = volumes.take(4, vec![(0, holder(4, Access::ReadWriteShared))]).expect("shared");
-        drop(reader);
-        assert_eq!(volumes.holders(0).iter().map(|holder| holder.session_id).collect::<Vec<_>>(), [3, 4]);
-    }
-
-    #[test]
-    fn all_or_nothing() {
-        let volumes = volumes();
-        let _first = volumes.take(1, vec![(1, holder(1, Access::ReadWrite))]).expect("free");
-        let both = vec![(0, holder(2, Access::ReadWrite)), (1, holder(2, Access::ReadWrite))];
-        assert_eq!(volumes.take(2, both).expect_err("b is held").volume, 1);
-        assert!(volumes.holders(0).is_empty(), "a was not taken either");
-    }
-}
+pub mod tests;

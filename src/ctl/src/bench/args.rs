@@ -177,7 +177,8 @@ impl Peer {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+/// A number of bytes, as people write it.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let lower = text.to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match lower[digits.len()..].trim_start() {

@@ -54,6 +54,11 @@ impl Scene {
         Ok(Scene { daemon, engine: engine.unwrap_or_default(), volume: found.clone() })
     }
 
+    pub fn has_file(&self) -> bool {
+        !matches!(self.volume.kind(), VolumeKind::Null | VolumeKind::Memory)
+    }
+
+    /// The volume keeps nothing.
     pub fn is_null(&self) -> bool {
         self.volume.kind() == VolumeKind::Null
     }
@@ -166,12 +171,13 @@ fn peers(args: &Args, scene: &Scene) -> Result<Vec<Peer>, CtlError> {
     if args.idle_sessions.is_some() {
         return Ok(Vec::new());
     }
-    if scene.is_null() {
+    if !scene.has_file() {
         if !asked.is_empty() || args.target.is_some() {
             let name = &scene.volume.name;
             return Err(usage(format!(
-                "volume {name} is a null volume: it has no file, so there is nobody to compare with; leave --against and \
-                 --target out"
+                "volume {name} is {}: it has no file, so there is nobody to compare with; leave --against and --target \
+                 out",
+                if scene.is_null() { "a null volume" } else { "in memory" }
             )));
         }
         return Ok(Vec::new());

@@ -128,6 +128,15 @@ fn read_limits(mut section: Section<'_, '_>) -> Limits {
     limits
 }
 
+/// What [`is_name`] accepts, for messages.
+pub const NAME_LIMIT: &str = "1 to 64 of a-z A-Z 0-9 - _ . beginning with a letter or digit";
+
+/// Whether an engine or a volume may be called so.
+pub fn is_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.len() <= 64 && name.chars().all(good)
+}
+
 /// The name of an engine or a volume: it appears in thread names, file names, tables and messages.
 fn read_name(section: &mut Section<'_, '_>, taken: &[At<String>]) -> At<String> {
     let Some(name) = section.text("name", "\"data\"") else {
@@ -135,11 +144,9 @@ fn read_name(section: &mut Section<'_, '_>, taken: &[At<String>]) -> At<String> 
         return At { value: String::new(), line: section.line() };
     };
     let written = format!("{:?}", name.value);
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let begins_well = name.value.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if !begins_well || name.value.len() > 64 || !name.value.chars().all(good) {
-        let limit = "1 to 64 of a-z A-Z 0-9 - _ . beginning with a letter or digit";
-        section.refuse("name", &name, &written, "is not a name", limit, "choose a name within the limit");
+    if !is_name(&name.value) {
+        let fix = "choose a name within the limit";
+        section.refuse("name", &name, &written, "is not a name", NAME_LIMIT, fix);
     }
     if let Some(first) = taken.iter().find(|other| other.value == name.value) {
         let what = format!("is the name of line {} too", first.line);
@@ -246,10 +253,12 @@ enum Kind {
     File,
     Block,
     Null,
+    Memory,
 }
 
 fn read_source(section: &mut Section<'_, '_>) -> Option<VolumeSource> {
-    let kinds = [("file", Kind::File), ("block", Kind::Block), ("null", Kind::Null)];
+    let kinds =
+        [("file", Kind::File), ("block", Kind::Block), ("null", Kind::Null), ("memory", Kind::Memory)];
     let kind = section.choice("kind", &kinds, Kind::ByPath);
     let path = section.text("path", "\"/var/lib/ferrio/data.img\"").map(|text| text.map(PathBuf::from));
     let size = section.size(&keys::VOLUME_SIZE);
@@ -258,8 +267,12 @@ fn read_source(section: &mut Section<'_, '_>) -> Option<VolumeSource> {
         return read_null(section, path, size, block_bytes);
     }
     if block_bytes.line > 0 {
-        let fix = "remove it: files and devices have the block size of their disk";
+        let fix = "remove it: files and devices have the block size of their disk, memory has 512 bytes";
         section.refuse("block_bytes", &block_bytes, "", "only null volumes choose their block size", "", fix);
+    }
+    if kind.value == Kind::Memory {
+        let bytes = read_pathless(section, "memory", path, size)?;
+        return Some(VolumeSource::Memory { bytes });
     }
     let Some(path) = path else {
         section.missing(
@@ -286,7 +299,7 @@ fn read_source(section: &mut Section<'_, '_>) -> Option<VolumeSource> {
     Some(match kind.value {
         Kind::File => VolumeSource::File { path, create_bytes: size },
         Kind::Block => VolumeSource::Block { path },
-        Kind::ByPath | Kind::Null => VolumeSource::Path { path, create_bytes: size },
+        Kind::ByPath | Kind::Null | Kind::Memory => VolumeSource::Path { path, create_bytes: size },
     })
 }
 
@@ -296,10 +309,6 @@ fn read_null(
     size: Option<At<u64>>,
     block_bytes: At<u64>,
 ) -> Option<VolumeSource> {
-    if let Some(path) = path {
-        let fix = "remove it, or remove kind = \"null\"";
-        section.refuse("path", &path, &format!("{:?}", path.value), "a null volume has no path", "", fix);
-    }
     if !block_bytes.value.is_power_of_two() {
         let written = block_bytes.value.to_string();
         let limit = "512, 1024, 2048 or 4096";
@@ -312,12 +321,27 @@ fn read_null(
             "write block_bytes = 4096",
         );
     }
-    let Some(size) = size else {
-        section
-            .missing("size", "add a line size = \"1 GiB\": a null volume has no file to take its size from");
-        return None;
-    };
-    Some(VolumeSource::Null { bytes: size.value, block_bytes: narrow(block_bytes) })
+    let bytes = read_pathless(section, "null", path, size)?;
+    Some(VolumeSource::Null { bytes, block_bytes: narrow(block_bytes) })
+}
+
+/// The size of a volume that has no path.
+fn read_pathless(
+    section: &Section<'_, '_>,
+    kind: &str,
+    path: Option<At<PathBuf>>,
+    size: Option<At<u64>>,
+) -> Option<u64> {
+    if let Some(path) = path {
+        let fix = format!("remove it, or remove kind = \"{kind}\"");
+        let what = format!("a {kind} volume has no path");
+        section.refuse("path", &path, &format!("{:?}", path.value), &what, "", &fix);
+    }
+    if size.is_none() {
+        let fix = format!("add a line size = \"1 GiB\": a {kind} volume has no file to take its size from");
+        section.missing("size", &fix);
+    }
+    size.map(|size| size.value)
 }
 
 fn read_engine_name(section: &mut Section<'_, '_>, engines: &[EngineSection]) -> At<String> {

@@ -1,10 +1,12 @@
 //! The one place where errors become gRPC statuses. The errors word their own messages.
 
+use ferrio_driver::{FaultError, TargetError};
 use rustix::io::Errno;
 use tonic::{Code, Status};
 
 use crate::sessions::error::OpenError;
 use crate::uid_limit::Exceeded;
+use crate::volumes::error::VolumeError;
 
 /// Metadata key under which a status carries the errno of the same meaning.
 pub const ERRNO_KEY: &str = "ferrio-errno";
@@ -17,7 +19,8 @@ impl From<OpenError> for Status {
             | OpenError::Count { .. }
             | OpenError::Layout(_)
             | OpenError::NoAccess(_) => (Code::InvalidArgument, Errno::INVAL),
-            OpenError::NoVolume { .. } | OpenError::NoEngine { .. } => (Code::NotFound, Errno::NOENT),
+            OpenError::Volume(error) => volume_code(error),
+            OpenError::NoEngine { .. } => (Code::NotFound, Errno::NOENT),
             OpenError::NotAllowed { .. } => (Code::PermissionDenied, Errno::ACCESS),
             OpenError::ReadOnly(_) => (Code::FailedPrecondition, Errno::ROFS),
             OpenError::Busy { .. } => (Code::FailedPrecondition, Errno::BUSY),
@@ -31,21 +34,52 @@ impl From<OpenError> for Status {
     }
 }
 
+impl From<VolumeError> for Status {
+    fn from(error: VolumeError) -> Self {
+        let (code, errno) = volume_code(&error);
+        with_errno(Status::new(code, error.to_string()), errno)
+    }
+}
+
+fn volume_code(error: &VolumeError) -> (Code, Errno) {
+    match error {
+        VolumeError::Invalid { .. } => (Code::InvalidArgument, Errno::INVAL),
+        VolumeError::NoVolume { .. } | VolumeError::NoEngine { .. } => (Code::NotFound, Errno::NOENT),
+        VolumeError::NotServing { .. } => (Code::FailedPrecondition, Errno::BUSY),
+        VolumeError::NameTaken { .. } | VolumeError::PathTaken { .. } => (Code::AlreadyExists, Errno::EXIST),
+        VolumeError::TooManyOpening(_) => (Code::ResourceExhausted, Errno::AGAIN),
+        VolumeError::Target { source, .. } => target_code(source),
+        VolumeError::Engine { source, .. } => {
+            (Code::ResourceExhausted, Errno::from_raw_os_error(source.errno()))
+        }
+        VolumeError::Faults { source: FaultError::Unsupported, .. } => {
+            (Code::FailedPrecondition, Errno::OPNOTSUPP)
+        }
+        VolumeError::Faults { .. } => (Code::InvalidArgument, Errno::INVAL),
+        VolumeError::ReadOnly(_) => (Code::FailedPrecondition, Errno::ROFS),
+        VolumeError::Slow { .. } => (Code::DeadlineExceeded, Errno::TIMEDOUT),
+        VolumeError::System { .. } => (Code::Internal, Errno::IO),
+    }
+}
+
+fn target_code(error: &TargetError) -> (Code, Errno) {
+    match error {
+        TargetError::NotFound { .. } => (Code::NotFound, Errno::NOENT),
+        TargetError::Held { .. } | TargetError::Claimed { .. } => (Code::AlreadyExists, Errno::BUSY),
+        TargetError::Io { source, .. } => {
+            (Code::FailedPrecondition, Errno::from_io_error(source).unwrap_or(Errno::IO))
+        }
+        _ => (Code::FailedPrecondition, Errno::INVAL),
+    }
+}
+
 fn with_errno(mut status: Status, errno: Errno) -> Status {
     status.metadata_mut().insert(ERRNO_KEY, errno.raw_os_error().into());
     status
 }
 
-/// A watch interval out of range.
-pub fn interval(interval_ms: u32, min: u32, max: u32) -> Status {
-    let text = format!(
-        "interval_ms: {interval_ms} asked for, {min} to {max} allowed; choose a value within the limit"
-    );
-    with_errno(Status::invalid_argument(text), Errno::INVAL)
-}
-
 /// A value out of range.
-pub fn out_of_range(field: &str, value: usize, min: usize, max: usize, unit: &str) -> Status {
+pub fn out_of_range(field: &str, value: u64, min: u64, max: u64, unit: &str) -> Status {
     let text =
         format!("{field}: {value} {unit} asked for, {min} to {max} allowed; choose a value within the limit");
     with_errno(Status::invalid_argument(text), Errno::INVAL)
@@ -140,7 +174,7 @@ mod tests {
             (count, Code::InvalidArgument, Errno::INVAL, &["17", "1 to 16", "limits.queues_per_session_max"]),
             (OpenError::NoAccess("data".into()), Code::InvalidArgument, Errno::INVAL, &["data", "rw-shared"]),
             (
-                OpenError::NoVolume { name: "dta".into(), known: "data, log".into() },
+                VolumeError::NoVolume { name: "dta".into(), known: "data, log".into() }.into(),
                 Code::NotFound,
                 Errno::NOENT,
                 &["dta", "data, log"],

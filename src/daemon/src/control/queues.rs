@@ -16,6 +16,11 @@ const INTERVAL_MS_MIN: u32 = 50;
 const INTERVAL_MS_MAX: u32 = 60_000;
 const INTERVAL_MS_DEFAULT: u32 = 1_000;
 
+fn out_of_range(asked: u32) -> Status {
+    let (min, max) = (INTERVAL_MS_MIN.into(), INTERVAL_MS_MAX.into());
+    errors::out_of_range("interval_ms", asked.into(), min, max, "milliseconds")
+}
+
 #[tonic::async_trait]
 impl Queues for Daemon {
     type WatchStream = ReceiverStream<Result<ListQueuesResponse, Status>>;
@@ -31,7 +36,7 @@ impl Queues for Daemon {
         let interval_ms = match request.get_ref().interval_ms {
             0 => INTERVAL_MS_DEFAULT,
             asked @ INTERVAL_MS_MIN..=INTERVAL_MS_MAX => asked,
-            asked => return Err(errors::interval(asked, INTERVAL_MS_MIN, INTERVAL_MS_MAX)),
+            asked => return Err(out_of_range(asked)),
         };
         // One answer waits at most: a watcher that does not read misses looks, it does not collect them.
         let (sender, receiver) = mpsc::channel(1);

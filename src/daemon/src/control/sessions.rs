@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{Daemon, errors, incoming};
 
 /// Bytes of the reason for an eviction; it goes into one lease message.
-const REASON_BYTES_MAX: usize = 256;
+const REASON_BYTES_MAX: u64 = 256;
 
 #[tonic::async_trait]
 impl Sessions for Daemon {
@@ -40,8 +40,9 @@ impl Sessions for Daemon {
     ) -> Result<Response<EvictSessionResponse>, Status> {
         let peer = incoming::admin(&request, "evict sessions")?;
         let EvictSessionRequest { session_id, reason } = request.into_inner();
-        if reason.len() > REASON_BYTES_MAX {
-            return Err(errors::out_of_range("reason", reason.len(), 0, REASON_BYTES_MAX, "bytes"));
+        let length = reason.len() as u64;
+        if length > REASON_BYTES_MAX {
+            return Err(errors::out_of_range("reason", length, 0, REASON_BYTES_MAX, "bytes"));
         }
         let reason = if reason.is_empty() { format!("evicted by uid {}", peer.uid) } else { reason };
         if self.sessions.evict(session_id, &reason) {

@@ -1,22 +1,27 @@
 //! `ferrio.v1.Volumes`.
 
+use std::time::Duration;
+
 use ferrio_api::v1::volumes_server::Volumes;
 use ferrio_api::v1::{
     ClearFaultsRequest, ClearFaultsResponse, CreateVolumeRequest, CreateVolumeResponse, GetFaultsRequest,
     GetFaultsResponse, ListVolumesRequest, ListVolumesResponse, RemoveVolumeRequest, RemoveVolumeResponse,
-    ResizeVolumeRequest, ResizeVolumeResponse, SetFaultsRequest, SetFaultsResponse, Support, SupportLevel,
-    Volume, VolumeHolder, VolumeKind, VolumeState,
+    ResizeVolumeRequest, ResizeVolumeResponse, SetFaultsRequest, SetFaultsResponse, Volume, VolumeHolder,
+    VolumeKind, VolumeState,
 };
 use ferrio_driver::TargetKind;
 use tonic::{Request, Response, Status};
 
 use super::{Daemon, errors, incoming};
-use crate::volumes::Holder;
+use crate::volumes::{self, Holder, Stage, request};
+
+const REMOVE_WAIT_MS_DEFAULT: u32 = 1_000;
+const REMOVE_WAIT_MS_MAX: u32 = 60_000;
 
 #[tonic::async_trait]
 impl Volumes for Daemon {
     async fn list(&self, _: Request<ListVolumesRequest>) -> Result<Response<ListVolumesResponse>, Status> {
-        let volumes = (0..self.volumes.list().len()).map(|index| show(self, index)).collect();
+        let volumes = self.volumes.list().iter().map(show).collect();
         Ok(Response::new(ListVolumesResponse { volumes }))
     }
 
@@ -25,7 +30,10 @@ impl Volumes for Daemon {
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
         incoming::admin(&request, "create volumes")?;
-        Err(errors::not_served("Volumes.Create"))
+        self.check_running()?;
+        let section = request::section(request.into_inner(), &self.changes.engine_names())?;
+        let volume = self.changes.create(section).await?;
+        Ok(Response::new(CreateVolumeResponse { volume: Some(show(&volume)) }))
     }
 
     async fn remove(
@@ -33,7 +41,17 @@ impl Volumes for Daemon {
         request: Request<RemoveVolumeRequest>,
     ) -> Result<Response<RemoveVolumeResponse>, Status> {
         incoming::admin(&request, "remove volumes")?;
-        Err(errors::not_served("Volumes.Remove"))
+        let RemoveVolumeRequest { name, wait_ms } = request.into_inner();
+        let wait_ms = match wait_ms {
+            0 => REMOVE_WAIT_MS_DEFAULT,
+            asked @ 1..=REMOVE_WAIT_MS_MAX => asked,
+            asked => {
+                let max = REMOVE_WAIT_MS_MAX.into();
+                return Err(errors::out_of_range("wait_ms", asked.into(), 0, max, "milliseconds"));
+            }
+        };
+        let (removed, in_flight) = self.changes.remove(&name, Duration::from_millis(wait_ms.into())).await?;
+        Ok(Response::new(RemoveVolumeResponse { removed, in_flight }))
     }
 
     async fn resize(
@@ -41,7 +59,10 @@ impl Volumes for Daemon {
         request: Request<ResizeVolumeRequest>,
     ) -> Result<Response<ResizeVolumeResponse>, Status> {
         incoming::admin(&request, "resize volumes")?;
-        Err(errors::not_served("Volumes.Resize"))
+        self.check_running()?;
+        let ResizeVolumeRequest { name, size_bytes } = request.into_inner();
+        let volume = self.changes.resize(&name, size_bytes).await?;
+        Ok(Response::new(ResizeVolumeResponse { volume: Some(show(&volume)) }))
     }
 
     async fn set_faults(
@@ -65,41 +86,51 @@ impl Volumes for Daemon {
     }
 }
 
-fn show(daemon: &Daemon, index: usize) -> Volume {
-    let volume = &daemon.volumes.list()[index];
-    let (section, target) = (&volume.section, &volume.target);
-    let kind = match target.kind() {
-        TargetKind::File => VolumeKind::File,
-        TargetKind::Block => VolumeKind::Block,
-        TargetKind::Null => VolumeKind::Null,
-        TargetKind::Memory => VolumeKind::Memory,
+fn show(volume: &volumes::Volume) -> Volume {
+    let section = &volume.section;
+    let state = match volume.stage {
+        Stage::Opening => VolumeState::Opening,
+        Stage::Serving(_) => VolumeState::Serving,
+        Stage::Removing(_) => VolumeState::Removing,
     };
-    Volume {
-        name: section.name.value.clone(),
-        kind: kind.into(),
-        path: target.path().map_or(String::new(), |path| path.display().to_string()),
+    let path = section.source.path().map_or(String::new(), |path| path.value.display().to_string());
+    let shown = Volume {
+        name: volume.name().to_owned(),
+        kind: kind(volume).into(),
+        path,
         engine: section.engine.value.clone(),
-        size_bytes: target.size_bytes(),
-        block_bytes: target.block_bytes(),
-        memory_align_bytes: target.memory_align_bytes(),
+        size_bytes: volume.size_bytes,
         read_only: section.read_only,
-        direct: target.direct(),
-        direct_reason: target.direct_reason().unwrap_or_default().to_owned(),
-        holders: daemon.volumes.holders(index).iter().map(show_holder).collect(),
+        holders: volume.holders.iter().map(show_holder).collect(),
         allow_uids: section.allow.uids.clone(),
         allow_gids: section.allow.gids.clone(),
         allow_any: section.allow.any,
-        state: VolumeState::Serving.into(),
-        discard: Some(not_served()),
-        write_zeroes: Some(not_served()),
-        configured: true,
-        fault_rules: 0,
+        state: state.into(),
+        configured: volume.configured,
+        fault_rules: u32::try_from(volume.fault_rules).unwrap_or(u32::MAX),
+        ..Volume::default()
+    };
+    let Some(served) = volume.served() else { return shown };
+    let target = &served.target;
+    Volume {
+        block_bytes: target.block_bytes(),
+        memory_align_bytes: target.memory_align_bytes(),
+        direct: target.direct(),
+        direct_reason: target.direct_reason().unwrap_or_default().to_owned(),
+        discard: Some(served.discard()),
+        write_zeroes: Some(served.write_zeroes()),
+        ..shown
     }
 }
 
-/// Engines of this build refuse it on every volume.
-pub fn not_served() -> Support {
-    Support { level: SupportLevel::Unsupported.into(), how: "not served by this release".into() }
+fn kind(volume: &volumes::Volume) -> VolumeKind {
+    match volume.served().map(|served| served.target.kind()) {
+        Some(TargetKind::File) => VolumeKind::File,
+        Some(TargetKind::Block) => VolumeKind::Block,
+        Some(TargetKind::Null) => VolumeKind::Null,
+        Some(TargetKind::Memory) => VolumeKind::Memory,
+        None => VolumeKind::Unspecified,
+    }
 }
 
 fn show_holder(holder: &Holder) -> VolumeHolder {

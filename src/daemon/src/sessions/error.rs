@@ -10,6 +10,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::access::Access;
 use crate::volumes::Holder;
+use crate::volumes::error::VolumeError;
 
 /// Why `Sessions.Open` is refused.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +52,9 @@ pub enum OpenError {
     /// A volume without an access.
     #[error("volume {0:?}: no access is named; say ro, rw or rw-shared")]
     NoAccess(String),
-    /// Unknown volume.
-    #[error("no volume is called {name:?}; volumes of this daemon: {known}")]
-    NoVolume {
-        /// Name asked for.
-        name: String,
-        /// Names there are.
-        known: String,
-    },
+    /// A volume that is not there, or not in service.
+    #[error("{0}")]
+    Volume(#[from] VolumeError),
     /// Unknown engine.
     #[error("no engine is called {name:?}; engines of this daemon: {known}")]
     NoEngine {
@@ -155,6 +151,9 @@ pub enum AttachError {
     /// An engine does not take it.
     #[error("{0}")]
     Engine(#[from] EngineError),
+    /// A volume of the session is not there any more.
+    #[error("volume {0:?} was removed after the session was opened; open a new session")]
+    VolumeGone(String),
     /// The daemon is stopping.
     #[error("ferriod is stopping and attaches no sessions; try again when it is back")]
     Draining,
@@ -167,6 +166,7 @@ impl AttachError {
             Self::Token { .. } => Errno::NOENT,
             Self::Stranger { .. } => Errno::ACCESS,
             Self::Engine(_) => Errno::NOBUFS,
+            Self::VolumeGone(_) => Errno::NODEV,
             Self::Draining => Errno::SHUTDOWN,
         }
     }

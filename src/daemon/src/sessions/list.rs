@@ -38,20 +38,20 @@ impl Sessions {
         let table = self.table();
         let sessions = table.by_id.iter();
         sessions
-            .map(|(id, session)| self.show(*id, session, counters.remove(id).unwrap_or_default()))
+            .map(|(id, session)| Self::show(*id, session, counters.remove(id).unwrap_or_default()))
             .collect()
     }
 
-    fn show(&self, session_id: u64, session: &Session, counters: v1::Counters) -> v1::Session {
+    fn show(session_id: u64, session: &Session, counters: v1::Counters) -> v1::Session {
         let (state, reason) = match &session.state {
             State::Opened { .. } => (v1::SessionState::Opened, ""),
             State::Active => (v1::SessionState::Active, ""),
             State::Faulted { reason } => (v1::SessionState::Faulted, reason.as_str()),
             State::Draining { reason } => (v1::SessionState::Draining, reason.as_str()),
         };
-        let volumes = session.plan.volumes.iter().map(|(volume, access)| v1::VolumeRequest {
-            name: self.volumes.list()[*volume].section.name.value.clone(),
-            access: access.to_wire(),
+        let volumes = session.plan.volumes.iter().map(|volume| v1::VolumeRequest {
+            name: volume.grant.name.clone(),
+            access: volume.access.to_wire(),
         });
         v1::Session {
             session_id,
@@ -65,7 +65,7 @@ impl Sessions {
             memory_bytes: session.plan.layout.memory_bytes,
             age_ms: u64::try_from(session.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             counters: Some(counters),
-            features: 0,
+            features: session.plan.features,
             hugepages: false,
             hugepages_bytes: 0,
             hugepages_reason: String::new(),

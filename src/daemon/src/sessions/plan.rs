@@ -1,17 +1,21 @@
 //! What a client asks for, checked against limits, allow lists and names. Takes nothing and changes nothing.
 
-use ferrio_api::v1::OpenSessionRequest;
-use ferrio_shm::abi::{ABI_VERSION, limits::QUEUES_MAX};
+use ferrio_api::v1::{OpenSessionRequest, VolumeGrant};
+use ferrio_engine::VolumeId;
+use ferrio_shm::abi::{ABI_VERSION, limits::DATA_BYTES_MAX, limits::QUEUES_MAX};
 use ferrio_shm::layout::{QueueSpec, SessionLayout};
 use ferrio_shm::peer::PeerIdentity;
 
 use super::error::OpenError;
 use crate::access::Access;
 use crate::config::Limits;
-use crate::volumes::Volumes;
+use crate::volumes::error::VolumeError;
+use crate::volumes::{Served, Volume, VolumeKey, Volumes};
 
 /// Volumes of one session.
-const VOLUMES_PER_SESSION_MAX: usize = 64;
+pub const VOLUMES_PER_SESSION_MAX: usize = 64;
+/// What a client may be granted beyond what is always there: what the engines serve.
+pub const FEATURES: u64 = ferrio_engine::FEATURES;
 /// Bytes of a client's name.
 const CLIENT_NAME_BYTES_MAX: usize = 64;
 
@@ -26,8 +30,27 @@ pub struct Plan {
     pub queue_engines: Vec<usize>,
     /// Where things lie.
     pub layout: SessionLayout,
-    /// By SQE volume index: volume and access.
-    pub volumes: Vec<(usize, Access)>,
+    /// By SQE volume index.
+    pub volumes: Vec<PlannedVolume>,
+    /// Feature bits granted.
+    pub features: u64,
+    /// Huge pages were asked for.
+    pub hugepages: bool,
+}
+
+/// A volume that a session may use.
+#[derive(Debug)]
+pub struct PlannedVolume {
+    /// Which.
+    pub key: VolumeKey,
+    /// Index of its home engine.
+    pub engine: usize,
+    /// Its id there.
+    pub id: VolumeId,
+    /// Access.
+    pub access: Access,
+    /// What the client is told of it, and was told last of its size.
+    pub grant: VolumeGrant,
 }
 
 /// What requests are checked against.
@@ -53,24 +76,32 @@ impl Rules<'_> {
         let volumes = self.plan_volumes(request, peer)?;
         let (engines, queue_engines) = self.plan_engines(request, &volumes)?;
         let layout = self.plan_layout(request)?;
-        Ok(Plan { client_name: request.client_name.clone(), engines, queue_engines, layout, volumes })
+        Ok(Plan {
+            client_name: request.client_name.clone(),
+            engines,
+            queue_engines,
+            layout,
+            volumes,
+            features: request.features & FEATURES,
+            hugepages: request.hugepages,
+        })
     }
 
     fn plan_volumes(
         &self,
         request: &OpenSessionRequest,
         peer: &PeerIdentity,
-    ) -> Result<Vec<(usize, Access)>, OpenError> {
+    ) -> Result<Vec<PlannedVolume>, OpenError> {
         check_count("volumes", request.volumes.len(), 1, VOLUMES_PER_SESSION_MAX, "fixed")?;
-        let mut planned: Vec<(usize, Access)> = Vec::new();
+        let mut planned = Vec::new();
         for asked in &request.volumes {
             let name = || asked.name.clone();
-            let index = self
-                .volumes
-                .find(&asked.name)
-                .ok_or_else(|| OpenError::NoVolume { name: name(), known: self.volumes.names() })?;
+            let volume = self.volumes.serving(&asked.name)?;
+            let Some(served) = volume.served() else {
+                let stage = volume.stage.to_string();
+                return Err(VolumeError::NotServing { name: name(), stage }.into());
+            };
             let access = Access::from_wire(asked.access).ok_or_else(|| OpenError::NoAccess(name()))?;
-            let volume = &self.volumes.list()[index];
             if !volume.section.allow.admits(peer, self.own_uid) {
                 let supplementary = peer.groups.iter().filter(|group| **group != peer.gid);
                 let groups = std::iter::once(&peer.gid).chain(supplementary).map(u32::to_string);
@@ -80,19 +111,39 @@ impl Rules<'_> {
             if access.writes() && volume.section.read_only {
                 return Err(OpenError::ReadOnly(name()));
             }
-            planned.push((index, access));
+            planned.push(PlannedVolume {
+                key: volume.key,
+                engine: volume.engine,
+                id: served.id,
+                access,
+                grant: self.grant(&volume, served, access),
+            });
         }
         Ok(planned)
+    }
+
+    fn grant(&self, volume: &Volume, served: &Served, access: Access) -> VolumeGrant {
+        VolumeGrant {
+            name: volume.name().to_owned(),
+            access: access.to_wire(),
+            size_bytes: volume.size_bytes,
+            block_bytes: served.target.block_bytes(),
+            memory_align_bytes: served.target.memory_align_bytes(),
+            request_bytes_max: u32::try_from(DATA_BYTES_MAX).unwrap_or(u32::MAX),
+            engine: self.engines[volume.engine].clone(),
+            discard: Some(served.discard()),
+            write_zeroes: Some(served.write_zeroes()),
+        }
     }
 
     fn plan_engines(
         &self,
         request: &OpenSessionRequest,
-        volumes: &[(usize, Access)],
+        volumes: &[PlannedVolume],
     ) -> Result<(Vec<usize>, Vec<usize>), OpenError> {
         let max = self.limits.queues_per_session_max.min(QUEUES_MAX) as usize;
         check_count("queues", request.queues.len(), 1, max, "limits.queues_per_session_max")?;
-        let home = self.volumes.list()[volumes[0].0].engine;
+        let home = volumes[0].engine;
         let mut engines = Vec::new();
         let mut queue_engines = Vec::new();
         for queue in &request.queues {

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use ferrio_api::v1;
-use ferrio_driver::Target;
-use ferrio_engine::VolumeId;
 
 use super::*;
 use crate::acl::AllowList;
-use crate::config::{At, VolumeSection, VolumeSource, read};
-use crate::volumes::Volume;
+use crate::config::read;
+use crate::volumes::tests::{section, serve};
 
 fn limits() -> Limits {
     let text =
@@ -17,26 +15,20 @@ fn limits() -> Limits {
     read("f.toml", text).0.expect("valid").limits
 }
 
-fn volume(name: &str, engine: usize, read_only: bool, allow: AllowList) -> Volume {
-    let section = VolumeSection {
-        name: At::default_value(name.to_owned()),
-        source: VolumeSource::Null { bytes: 8192, block_bytes: 512 },
-        engine: At::default_value(format!("e{engine}")),
-        read_only,
-        allow,
-    };
-    Volume { section, target: Arc::new(Target::null(8192, 512)), engine, id: VolumeId(7) }
+fn volumes() -> Arc<Volumes> {
+    let volumes = Arc::new(Volumes::default());
+    let any = || AllowList { any: true, ..AllowList::default() };
+    serve(&volumes, section("data", "e0", false, any()), 0);
+    serve(&volumes, section("rom", "e1", true, any()), 1);
+    serve(&volumes, section("secret", "e1", false, AllowList { uids: vec![5], ..AllowList::default() }), 1);
+    serve(&volumes, section("going", "e1", false, any()), 1);
+    volumes.start_removal("going").expect("in service");
+    volumes
 }
 
 fn plan(request: &OpenSessionRequest) -> Result<Plan, OpenError> {
-    let any = || AllowList { any: true, ..AllowList::default() };
-    let volumes = Volumes::new(vec![
-        volume("data", 0, false, any()),
-        volume("rom", 1, true, any()),
-        volume("secret", 1, false, AllowList { uids: vec![5], ..AllowList::default() }),
-    ]);
     let engines = ["e0".to_owned(), "e1".to_owned()];
-    let rules = Rules { limits: &limits(), volumes: &volumes, engines: &engines, own_uid: 900 };
+    let rules = Rules { limits: &limits(), volumes: &volumes(), engines: &engines, own_uid: 900 };
     rules.plan(request, &PeerIdentity { pid: 4711, uid: 1000, gid: 1000, groups: vec![1000, 6] })
 }
 
@@ -73,7 +65,11 @@ fn queues_go_home_to_the_first_volume_unless_they_say_otherwise() {
     assert_eq!(plan.queue_engines, [0, 1, 0]);
     assert_eq!(plan.layout.queues[0].cq_entries, 128, "0 is twice sq_entries");
     assert_eq!(plan.layout.queues[1].cq_entries, 8);
-    assert_eq!(plan.volumes, [(1, Access::ReadOnly), (0, Access::ReadWriteShared)]);
+    let shown = |volume: &PlannedVolume| (volume.engine, volume.access, volume.grant.name.clone());
+    let [first, second] = [shown(&plan.volumes[0]), shown(&plan.volumes[1])];
+    assert_eq!(first, (1, Access::ReadOnly, "rom".to_owned()));
+    assert_eq!(second, (0, Access::ReadWriteShared, "data".to_owned()));
+    assert_eq!(plan.features, FEATURES, "what is not served is not granted");
 }
 
 #[test]
@@ -141,6 +137,10 @@ fn what_is_wrong_is_named_with_value_limit_and_key() {
         (
             OpenSessionRequest { volumes: vec![want("data", v1::Access::Unspecified)], ..request() },
             &["\"data\"", "no access"],
+        ),
+        (
+            OpenSessionRequest { volumes: vec![want("going", v1::Access::ReadOnly)], ..request() },
+            &["\"going\" is being removed", "volume list"],
         ),
         (OpenSessionRequest { volumes: vec![want("rom", rw)], ..request() }, &["\"rom\"", "read-only"]),
         (
