@@ -4,9 +4,17 @@
 //! process, and an eventfd wakes whoever sleeps. Any thread may reap: completions are not tied to the
 //! submitting task, as they are under io_uring.
 //!
-//! AIO is asynchronous for O_DIRECT. On a target without it `io_submit` does the I/O itself, so the submitting
-//! thread may block on the disk; [`SubmitHalf::info`](crate::SubmitHalf::info) says so.
+//! What `io_submit` would sleep for goes to the helper pool, so that the submitting thread never does:
+//!
+//! | request | target | where it is done |
+//! |---|---|---|
+//! | read, write | direct, and takes `RWF_NOWAIT` | kernel; a helper, if it answers EAGAIN: an allocating write, a large one, a full device queue |
+//! | read, write | not direct, or does not take it | helper |
+//! | read, write | memory | kernel, inside `io_submit`: nothing there sleeps on a disk |
+//! | flush | any | kernel, on a thread of its own |
+//! | discard, write-zeroes | any | helper |
 
+mod parked;
 mod reap;
 mod setup;
 mod submit;

@@ -1,4 +1,4 @@
-//! What the reaping thread sleeps on in `Shape::Two`.
+//! What the reaping thread sleeps on, where that is not the ring.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,9 +27,14 @@ impl Bell {
         // after its own fence sees what was injected before this one.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) {
-            // Only a counter at its limit refuses, and then the descriptor is readable already.
-            let _ = write(&self.fd, &1u64.to_ne_bytes());
+            self.ring_always();
         }
+    }
+
+    /// For a sleeper that does not announce itself.
+    pub(crate) fn ring_always(&self) {
+        // Only a counter at its limit refuses, and then the descriptor is readable already.
+        let _ = write(&self.fd, &1u64.to_ne_bytes());
     }
 
     /// The caller must look for completions between this and sleeping.

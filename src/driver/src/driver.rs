@@ -40,6 +40,13 @@
 //!
 //! A completion whose generation does not fit its slot is counted ([`ReapHalf::stale`]) and dropped.
 //!
+//! # What would block
+//!
+//! No thread that calls a half sleeps in a system call on the disk. What a backend cannot do without goes to a bounded
+//! pool of helper threads ([`DriverConfig::helpers`]), which is the kernel to all the rest: the request is staged,
+//! committed, answered through the reap half, which wakes for it as for any other, and is waited for when the halves
+//! are dropped. Registering, [`Target::open`] and [`Target::resize`] may block.
+//!
 //! # The two shapes
 //!
 //! [`Shape::One`]: one thread owns both halves, and [`SubmitHalf::sleep`] wakes on completions too. With
@@ -56,7 +63,8 @@
 //! The halves may be created on one thread and used on another; each side must then stay with one thread
 //! at a time, which `&mut self` and `Send` express. In `Shape::One` both halves move together.
 //!
-//! Nothing allocates after [`Driver::open`] except registering and [`SubmitHalf::info`].
+//! Nothing allocates after [`Driver::open`] except registering and [`SubmitHalf::info`]. Starting the helper threads is
+//! part of registering the first file that may need them.
 
 use std::io;
 use std::os::fd::BorrowedFd;

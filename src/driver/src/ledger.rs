@@ -12,6 +12,7 @@ use crate::driver::{
     Busy, DriverConfig, DriverError, FileIndex, LENGTH_MAX, Op, OpKind, RegionIndex, Reserved, SEGMENTS_MAX,
     Segment, VECTORED_MAX,
 };
+use crate::helpers::Results;
 use crate::iovecs::Iovecs;
 use crate::slab::StableSlab;
 use crate::slot_table::SlotTable;
@@ -92,7 +93,11 @@ pub(crate) struct Ledger<S, R> {
 }
 
 impl<S, R> Ledger<S, R> {
-    pub(crate) fn new(config: &DriverConfig, bell: Option<Arc<Bell>>) -> (Ledger<S, R>, Arrivals) {
+    pub(crate) fn new(
+        config: &DriverConfig,
+        bell: Option<Arc<Bell>>,
+        results: Option<Results>,
+    ) -> (Ledger<S, R>, Arrivals) {
         let table = Arc::new(SlotTable::new(config.depth));
         let (injected, consumer) = rtrb::RingBuffer::new(config.depth as usize);
         let pinned = Pinned {
@@ -101,7 +106,7 @@ impl<S, R> Ledger<S, R> {
             regions: (0..config.regions_max.min(BLOCK)).map(|_| None).collect(),
             iovecs: Iovecs::new(config.depth.min(VECTORED_MAX)),
         };
-        let arrivals = Arrivals::new(Arc::clone(&table), consumer);
+        let arrivals = Arrivals::new(Arc::clone(&table), consumer, results);
         (Ledger { pinned, table, injected, unannounced: false, bell }, arrivals)
     }
 
@@ -239,6 +244,17 @@ impl<S, R> Ledger<S, R> {
         }
         self.table.arm(tag, user);
         Some(&mut slot.own)
+    }
+
+    /// What the backend keeps in a slot.
+    pub(crate) fn own(&mut self, tag: Tag) -> Option<&mut S> {
+        self.pinned.slots.get(tag).map(|slot| &mut slot.own)
+    }
+
+    /// A helper answers this request, which is armed.
+    pub(crate) fn hand_over(&mut self, tag: Tag) {
+        let handed_over = self.table.hand_over(tag);
+        debug_assert!(handed_over, "it was just armed");
     }
 
     /// Answers a request that is armed and not in the kernel.

@@ -58,8 +58,10 @@ pub mod uring;
 
 mod arrivals;
 mod bell;
+mod helpers;
 mod iovecs;
 mod ledger;
+mod payload;
 mod wait;
 
 pub use driver::{

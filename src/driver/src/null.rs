@@ -51,7 +51,7 @@ impl Driver for Null {
                 source,
             })?)),
         };
-        let (ledger, arrivals) = Ledger::new(config, bell.clone());
+        let (ledger, arrivals) = Ledger::new(config, bell.clone(), None);
         Ok((NullSubmit { ledger, shape: config.shape }, NullReap { arrivals, bell }))
     }
 }
@@ -160,7 +160,7 @@ impl SubmitHalf for NullSubmit {
 impl ReapHalf for NullReap {
     fn reap(&mut self, out: &mut Vec<Completion>) -> usize {
         let before = out.len();
-        self.arrivals.take_injected(out);
+        self.arrivals.take_own(out);
         out.len() - before
     }
 
@@ -171,7 +171,7 @@ impl ReapHalf for NullReap {
     fn prepare_sleep(&mut self) -> bool {
         let Some(bell) = &self.bell else { return false };
         bell.announce();
-        let empty = !self.arrivals.has_injected();
+        let empty = !self.arrivals.has_own();
         if !empty {
             bell.withdraw();
         }

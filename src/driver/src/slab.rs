@@ -52,7 +52,7 @@ impl<T> StableSlab<T> {
             return Err(value);
         }
         let entry = &mut self.pages[(index / PAGE_SLOTS) as usize][(index % PAGE_SLOTS) as usize];
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = (entry.generation + 1) & Tag::GENERATION;
         entry.value = Some(value);
         self.free = entry.next_free;
         self.occupied += 1;
@@ -69,7 +69,7 @@ impl<T> StableSlab<T> {
         let free = self.free;
         let entry = self.entry(tag)?;
         let value = entry.value.take()?;
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = (entry.generation + 1) & Tag::GENERATION;
         entry.next_free = free;
         self.free = tag.index();
         self.occupied -= 1;

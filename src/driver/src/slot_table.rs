@@ -1,4 +1,4 @@
-//! Which slots the kernel still owes an answer: the only request state that both halves touch.
+//! Which slots the kernel, or a helper thread, still owes an answer: the only request state that both halves touch.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -8,9 +8,12 @@ use crate::tag::Tag;
 /// it is, so each pair has one writer at a time:
 ///
 /// ```text
-///   submit half: arm     generation = tag.generation (odd)        the kernel may answer
-///   reap half:   finish  generation = tag.generation + 1 (even)   answered; everything else is stale
+///   submit half: arm         generation = tag.generation (odd)        the kernel may answer
+///   either half: hand_over   ... and its bit `help`                   a helper may answer, the kernel no more
+///   reap half:   finish      generation = tag.generation + 1 (even)   answered; everything else is stale
 /// ```
+///
+/// The submit half hands over what it has just armed, the reap half what the kernel has just answered.
 #[derive(Debug)]
 pub struct SlotTable {
     slots: Box<[SlotState]>,
@@ -37,26 +40,38 @@ impl SlotTable {
         }
     }
 
-    /// Reap half: believes the completion once. `None`: the slot does not wait for this generation
-    /// (a duplicate, an old or a made-up tag).
+    /// Has a helper answer from now on. `false`: the kernel does not have this very request (any more).
+    pub(crate) fn hand_over(&self, tag: Tag) -> bool {
+        let Some(slot) = self.slots.get(tag.index() as usize) else { return false };
+        // SYNC: slot-armed (pairs with arm).
+        let armed = slot.generation.load(Ordering::Acquire) == tag.owner() && !tag.owner().is_multiple_of(2);
+        if armed {
+            // SYNC: slot-armed (pairs with finish).
+            slot.generation.store(tag.helped().owner(), Ordering::Release);
+        }
+        armed
+    }
+
+    /// Reap half: believes the completion once. `None`: the slot does not wait for this generation, or not from
+    /// this side (a duplicate, an old or a made-up tag).
     pub fn finish(&self, tag: Tag) -> Option<u32> {
         let slot = self.slots.get(tag.index() as usize)?;
-        // SYNC: slot-armed (pairs with arm).
-        if slot.generation.load(Ordering::Acquire) != tag.generation() || tag.generation().is_multiple_of(2) {
+        // SYNC: slot-armed (pairs with arm and hand_over).
+        if slot.generation.load(Ordering::Acquire) != tag.owner() || tag.owner().is_multiple_of(2) {
             return None;
         }
         let user = slot.user.load(Ordering::Relaxed);
         // SYNC: slot-answered (pairs with is_armed): the reader of `user` is done with the slot.
-        slot.generation.store(tag.generation().wrapping_add(1), Ordering::Release);
+        slot.generation.store(tag.generation() + 1, Ordering::Release);
         Some(user)
     }
 
-    /// The kernel still owes the answer to this very request.
+    /// The answer to this very request is still owed.
     pub fn is_armed(&self, tag: Tag) -> bool {
         // SYNC: slot-answered (pairs with finish).
         self.slots
             .get(tag.index() as usize)
-            .is_some_and(|slot| slot.generation.load(Ordering::Acquire) == tag.generation())
+            .is_some_and(|slot| slot.generation.load(Ordering::Acquire) & Tag::GENERATION == tag.generation())
     }
 }
 
@@ -81,5 +96,21 @@ mod tests {
         table.arm(Tag::new(3, 1), 43);
         assert_eq!(table.finish(tag), None, "generation of an earlier request");
         assert_eq!(table.finish(Tag::new(3, 1)), Some(43));
+    }
+
+    #[test]
+    fn only_who_has_the_request_is_believed() {
+        let table = SlotTable::new(1);
+        let tag = Tag::new(1, 0);
+        assert!(!table.hand_over(tag), "never armed");
+        table.arm(tag, 42);
+        assert_eq!(table.finish(tag.helped()), None, "the kernel has it");
+        assert!(table.hand_over(tag));
+        assert!(!table.hand_over(tag), "the kernel answered twice");
+        assert!(table.is_armed(tag));
+        assert_eq!(table.finish(tag), None, "a helper has it");
+        assert_eq!(table.finish(tag.helped()), Some(42));
+        assert!(!table.is_armed(tag));
+        assert_eq!(table.finish(tag.helped()), None, "duplicate");
     }
 }

@@ -41,6 +41,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// If nothing is at the path, create a regular file of this many bytes: mode 0600, allocated.
     pub create_bytes: Option<u64>,
+    /// Go through the page cache, even where O_DIRECT works.
+    pub page_cache: bool,
 }
 
 /// One open file description, locked, and never handed out for duplication.
@@ -59,6 +61,7 @@ pub struct Target {
     /// Changes with [`resize`](Target::resize).
     size_bytes: AtomicU64,
     methods: Methods,
+    nowait: bool,
     direct_reason: Option<String>,
 }
 
@@ -164,14 +167,14 @@ impl Target {
     /// Opens and locks the file or block device at `path`.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Target, TargetError> {
         match rustix::fs::stat(path) {
-            Ok(found) => Target::open_found(path, &found, options.read_only),
+            Ok(found) => Target::open_found(path, &found, options),
             Err(Errno::NOENT) => {
                 let Some(bytes) = options.create_bytes else {
                     return Err(TargetError::NotFound { path: path.to_owned() });
                 };
                 let created = create(path, bytes)?;
                 let found = rustix::fs::stat(path).map_err(io_error("stat of", path))?;
-                let opened = Target::open_found(path, &found, options.read_only);
+                let opened = Target::open_found(path, &found, options);
                 if created && opened.as_ref().is_err_and(TargetError::is_unusable) {
                     let _ = rustix::fs::unlink(path);
                 }
@@ -181,10 +184,11 @@ impl Target {
         }
     }
 
-    fn open_found(path: &Path, found: &Stat, read_only: bool) -> Result<Target, TargetError> {
+    fn open_found(path: &Path, found: &Stat, options: &OpenOptions) -> Result<Target, TargetError> {
+        let read_only = options.read_only;
         let failed = |what| io_error(what, path);
         let kind = kind_of(found).ok_or_else(|| TargetError::NotRegularOrBlock { path: path.to_owned() })?;
-        let (file, mut direct_reason) = open_description(path, kind, read_only)?;
+        let (file, mut direct_reason) = open_description(path, kind, options)?;
         let opened = rustix::fs::fstat(&file).map_err(failed("fstat of"))?;
         if kind_of(&opened) != Some(kind) {
             return Err(TargetError::NotRegularOrBlock { path: path.to_owned() });
@@ -202,9 +206,10 @@ impl Target {
         }
         check_size(path, &geometry, size)?;
         let methods = Methods::of(&file, kind, read_only, &geometry, size);
+        let nowait = direct_reason.is_none() && takes_nowait(&file, size);
         let size_bytes = AtomicU64::new(size);
-        let path = Some(path.to_owned());
-        Ok(Target { kind, file: Some(file), path, read_only, geometry, size_bytes, methods, direct_reason })
+        let (file, path) = (Some(file), Some(path.to_owned()));
+        Ok(Target { kind, file, path, read_only, geometry, size_bytes, methods, nowait, direct_reason })
     }
 
     /// Memory of `bytes` (a multiple of 512), zeros at first, that comes into being page by page.
@@ -237,6 +242,7 @@ impl Target {
             geometry: Geometry { block_bytes: block, memory_align_bytes: 1 },
             size_bytes: AtomicU64::new(bytes),
             methods: Methods::NOTHING,
+            nowait: false,
             direct_reason: None,
         }
     }
@@ -244,7 +250,7 @@ impl Target {
     /// Any descriptor, for tests of what a file never does.
     #[cfg(test)]
     pub(crate) fn of_pipe(file: File) -> Target {
-        Target { kind: TargetKind::File, file: Some(file), ..Target::null(1 << 20, 512) }
+        Target { kind: TargetKind::File, file: Some(file), nowait: true, ..Target::null(1 << 20, 512) }
     }
 
     /// What it is.
@@ -300,6 +306,11 @@ impl Target {
         matches!(self.kind, TargetKind::File | TargetKind::Block) && self.direct_reason.is_none()
     }
 
+    /// Submitting a read or write with `RWF_NOWAIT` never sleeps on the disk: one that would fails with EAGAIN.
+    pub(crate) fn nowait(&self) -> bool {
+        self.nowait
+    }
+
     /// Why it does not.
     pub fn direct_reason(&self) -> Option<&str> {
         self.direct_reason.as_deref()
@@ -316,6 +327,16 @@ impl Target {
     }
 }
 
+/// Asks beyond the end, where there is nothing to wait for.
+fn takes_nowait(file: &File, size: u64) -> bool {
+    #[repr(align(4096))]
+    struct Page([u8; 4096]);
+    let mut page = Page([0; 4096]);
+    let mut slices = [io::IoSliceMut::new(&mut page.0)];
+    let read = rustix::io::preadv2(file, &mut slices, size, rustix::io::ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(Errno::OPNOTSUPP | Errno::NOSYS))
+}
+
 fn kind_of(stat: &Stat) -> Option<TargetKind> {
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Some(TargetKind::File),
@@ -328,10 +349,10 @@ fn kind_of(stat: &Stat) -> Option<TargetKind> {
 fn open_description(
     path: &Path,
     kind: TargetKind,
-    read_only: bool,
+    options: &OpenOptions,
 ) -> Result<(File, Option<String>), TargetError> {
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
-    flags |= if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    flags |= if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     if kind == TargetKind::Block {
         flags |= OFlags::EXCL;
     }
@@ -341,10 +362,14 @@ fn open_description(
         Err(Errno::BUSY) if kind == TargetKind::Block => Err(busy(path)),
         Err(errno) => Err(io_error("open of", path)(errno)),
     };
-    if let Ok(file) = open(flags | OFlags::DIRECT)? {
-        return Ok((file, None));
-    }
-    let buffered = "the file system refuses O_DIRECT (EINVAL): I/O goes through the page cache";
+    let buffered = if options.page_cache {
+        "I/O goes through the page cache, as was asked for"
+    } else {
+        if let Ok(file) = open(flags | OFlags::DIRECT)? {
+            return Ok((file, None));
+        }
+        "the file system refuses O_DIRECT (EINVAL): I/O goes through the page cache"
+    };
     match open(flags)? {
         Ok(file) => Ok((file, Some(buffered.to_owned()))),
         Err(errno) => Err(io_error("open of", path)(errno)),

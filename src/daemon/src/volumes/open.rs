@@ -16,7 +16,10 @@ pub fn open(section: &VolumeSection) -> Result<Target, TargetError> {
         }),
         VolumeSource::File { path, .. } | VolumeSource::Block { path } | VolumeSource::Path { path, .. } => {
             let create_bytes = section.source.create_bytes().map(|bytes| bytes.value);
-            Target::open(&path.value, &OpenOptions { read_only: section.read_only, create_bytes })
+            Target::open(
+                &path.value,
+                &OpenOptions { read_only: section.read_only, create_bytes, ..OpenOptions::default() },
+            )
         }
     }
 }

@@ -11,10 +11,12 @@ use libaio_sys::{Context, Iocb, Reaper};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Aio;
+use super::parked::Parked;
 use super::reap::AioReap;
 use super::submit::AioSubmit;
 use crate::bell::Bell;
-use crate::driver::{Driver, DriverConfig, DriverError};
+use crate::driver::{Driver, DriverConfig, DriverError, Shape};
+use crate::helpers::{self, Results, Wake};
 use crate::ledger::{Ledger, Pinned};
 use crate::slot_table::SlotTable;
 use crate::tag::Tag;
@@ -23,6 +25,7 @@ use crate::tag::Tag;
 #[derive(Debug)]
 pub(super) struct Shared {
     legacy: Mutex<Legacy>,
+    pub(super) parked: Parked,
     drain_limit: Duration,
 }
 
@@ -31,6 +34,7 @@ pub(super) struct Shared {
 pub(super) struct Legacy {
     pub(super) submit: Option<(Context, Pinned<Iocb, ()>, Arc<SlotTable>)>,
     pub(super) reaper: Option<Reaper>,
+    pub(super) results: Option<Results>,
     /// Requests the kernel took.
     pub(super) submitted: u64,
     /// Requests it answered.
@@ -45,10 +49,23 @@ pub(super) fn open(config: &DriverConfig) -> Result<(AioSubmit, AioReap), Driver
     let bell = Bell::new();
     let bell = bell.map_err(|source| DriverError::Setup { backend: Aio::NAME, what: "eventfd", source })?;
     let bell = Arc::new(bell);
-    let (ledger, arrivals) = Ledger::new(config, Some(Arc::clone(&bell)));
-    let shared = Arc::new(Shared { legacy: Mutex::default(), drain_limit: config.drain_limit });
-    let submit = AioSubmit::new(Arc::clone(&shared), context, ledger, Arc::clone(&bell), config);
-    Ok((submit, AioReap::new(shared, reaper, arrivals, bell, config.shape)))
+    let wake = if config.shape == Shape::Two { Wake::Announced } else { Wake::Always };
+    let (helpers, results) = helpers::pool(config, Arc::clone(&bell), wake);
+    let (ledger, arrivals) = Ledger::new(config, Some(Arc::clone(&bell)), Some(results));
+    let shared = Arc::new(Shared {
+        legacy: Mutex::default(),
+        parked: Parked::new(config.depth),
+        drain_limit: config.drain_limit,
+    });
+    let reap = AioReap::new(
+        Arc::clone(&shared),
+        reaper,
+        arrivals,
+        Arc::clone(&bell),
+        helpers.sender(),
+        config.shape,
+    );
+    Ok((AioSubmit::new(shared, context, ledger, bell, helpers, config), reap))
 }
 
 /// Whether AIO can be used here, tried with a context for one request and an asynchronous flush; else why not
@@ -124,12 +141,16 @@ impl Drop for Shared {
         let (Some((context, pinned, table)), Some(mut reaper)) = (legacy.submit, legacy.reaper) else {
             return;
         };
-        let left = drain(&mut reaper, &table, legacy.submitted - legacy.reaped, self.drain_limit);
+        let deadline = Instant::now() + self.drain_limit;
+        let mut left = drain(&mut reaper, &table, legacy.submitted - legacy.reaped, deadline);
+        if let Some(mut results) = legacy.results {
+            left += u64::from(results.drain(&table, deadline));
+        }
         if left > 0 {
             tracing::error!(
                 left,
                 waited = ?self.drain_limit,
-                "AIO did not answer: files, regions and context are leaked, the kernel may still write them"
+                "AIO or a helper did not answer: files, regions and context are leaked, the kernel may still write them"
             );
             // Not even the context is dropped: io_destroy would wait for ever.
             std::mem::forget((context, reaper, pinned));
@@ -138,8 +159,7 @@ impl Drop for Shared {
 }
 
 /// Waits for the answers the kernel owes; says how many it still owes at the end.
-fn drain(reaper: &mut Reaper, table: &SlotTable, mut owed: u64, limit: Duration) -> u64 {
-    let deadline = Instant::now() + limit;
+fn drain(reaper: &mut Reaper, table: &SlotTable, mut owed: u64, deadline: Instant) -> u64 {
     loop {
         let mut believe = |event: libaio_sys::IoEvent| {
             if table.finish(Tag::from_user_data(event.data)).is_some() {

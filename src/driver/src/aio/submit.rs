@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrio_shm::mapping::Region;
-use libaio_sys::abi::{flags, opcode, rwf};
+use libaio_sys::abi::{flags, rwf};
 use libaio_sys::{Context, Iocb};
 
 use super::Aio;
@@ -16,11 +16,14 @@ use crate::driver::{
     Busy, Driver, DriverConfig, DriverError, DriverInfo, FileIndex, Op, OpKind, Pin, RegionIndex, Reserved,
     Segment, Shape, SubmitHalf,
 };
-use crate::ledger::{Gathered, Ledger, Route, Transfer};
+use crate::helpers::Helpers;
+use crate::ledger::{Gathered, Ledger, Route};
+use crate::payload::Payload;
 use crate::tag::Tag;
-use crate::target::Target;
+use crate::target::{Target, TargetKind};
 use crate::wait;
 
+const HELPER: &str = "starting a helper thread";
 /// Requests of one `io_submit` at most.
 const BATCH_MAX: u32 = 1024;
 
@@ -32,6 +35,7 @@ pub struct AioSubmit {
     context: Option<Context>,
     ledger: Ledger<Iocb, ()>,
     bell: Arc<Bell>,
+    helpers: Helpers,
     shape: Shape,
     batch: Batch,
     submitted: u64,
@@ -70,11 +74,44 @@ impl AioSubmit {
         context: Context,
         ledger: Ledger<Iocb, ()>,
         bell: Arc<Bell>,
+        helpers: Helpers,
         config: &DriverConfig,
     ) -> AioSubmit {
         let room = config.depth.min(BATCH_MAX) as usize;
         let batch = Batch { iocbs: Vec::with_capacity(room), tags: Vec::with_capacity(room) };
-        AioSubmit { shared, context: Some(context), ledger, bell, shape: config.shape, batch, submitted: 0 }
+        let (context, shape) = (Some(context), config.shape);
+        AioSubmit { shared, context, ledger, bell, helpers, shape, batch, submitted: 0 }
+    }
+
+    /// The iocb of a request to `target`, unless a helper is to do it.
+    fn iocb(&self, op: &Op, target: &Target, payload: &Payload) -> Option<Iocb> {
+        let iocb = payload.iocb()?;
+        let mut rw_flags = iocb.rw_flags;
+        if matches!(op.kind, OpKind::Read | OpKind::Write) && target.kind() != TargetKind::Memory {
+            if !target.nowait() {
+                return None;
+            }
+            rw_flags |= rwf::NOWAIT;
+        }
+        let resfd = self.bell.as_fd().as_raw_fd().cast_unsigned();
+        Some(Iocb { rw_flags, flags: flags::RESFD, resfd, ..iocb })
+    }
+
+    /// Stages a request that is armed.
+    fn stage(&mut self, tag: Tag, op: &Op, payload: Payload) {
+        let iocb = self.ledger.target(op.file).and_then(|target| self.iocb(op, target, &payload));
+        match (iocb, self.ledger.own(tag)) {
+            (Some(iocb), Some(own)) => {
+                // SAFETY: this is the submit half, the request was armed just now and is committed later.
+                unsafe { self.shared.parked.put(tag, payload) };
+                *own = Iocb { data: tag.user_data(), ..iocb };
+                self.batch.push(tag, own);
+            }
+            _ => {
+                self.ledger.hand_over(tag);
+                self.helpers.stage(tag, payload);
+            }
+        }
     }
 
     /// Gives the kernel the batch from `from` on.
@@ -86,35 +123,9 @@ impl AioSubmit {
     }
 
     fn is_quiet(&self) -> bool {
-        !self.ledger.has_injected() && self.context.as_ref().is_some_and(Context::is_empty)
-    }
-}
-
-fn iocb(tag: Tag, op: &Op, transfer: Transfer, bell: &Bell) -> Iocb {
-    let (opcode, rw_flags) = match op.kind {
-        OpKind::Nop | OpKind::Discard | OpKind::WriteZeroes => (opcode::NOOP, 0),
-        OpKind::Read => (opcode::PREAD, 0),
-        OpKind::Write => (opcode::PWRITE, if op.fua { rwf::DSYNC } else { 0 }),
-        OpKind::Flush => (opcode::FDSYNC, 0),
-    };
-    // A flush with an address or a length is refused.
-    let (buf, nbytes, offset) = match op.kind {
-        OpKind::Read | OpKind::Write => {
-            (transfer.address.expose_provenance() as u64, op.length.into(), op.offset.cast_signed())
-        }
-        _ => (0, 0, 0),
-    };
-    Iocb {
-        data: tag.user_data(),
-        rw_flags,
-        opcode,
-        fildes: transfer.fd.cast_unsigned(),
-        buf,
-        nbytes,
-        offset,
-        flags: flags::RESFD,
-        resfd: bell.as_fd().as_raw_fd().cast_unsigned(),
-        ..Iocb::default()
+        !self.ledger.has_injected()
+            && !self.helpers.has_ready()
+            && self.context.as_ref().is_some_and(Context::is_empty)
     }
 }
 
@@ -125,20 +136,20 @@ impl SubmitHalf for AioSubmit {
 
     fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
         let tag = slot.tag();
-        let route = match self.ledger.route(op) {
-            Route::Kernel(_) if op.kind.is_range() => Route::Inline(-libc::EOPNOTSUPP),
-            route => route,
-        };
+        let route = self.ledger.route(op);
         if matches!(route, Route::Kernel(_)) && self.batch.is_full() {
             return Err(slot);
         }
-        let Some(own) = self.ledger.arm(&slot, user, op, route) else { return Err(slot) };
-        match route {
-            Route::Kernel(transfer) => {
-                *own = iocb(tag, op, transfer, &self.bell);
-                self.batch.push(tag, own);
+        if self.ledger.arm(&slot, user, op, route).is_none() {
+            return Err(slot);
+        }
+        match (route, self.ledger.target(op.file)) {
+            (Route::Kernel(transfer), Some(target)) => {
+                let payload = Payload::of(op, transfer, target);
+                self.stage(tag, op, payload);
             }
-            Route::Inline(result) => self.ledger.inject(tag, result),
+            (Route::Kernel(_), None) => self.ledger.inject(tag, -libc::EBADF),
+            (Route::Inline(result), _) => self.ledger.inject(tag, result),
         }
         Ok(tag)
     }
@@ -163,28 +174,26 @@ impl SubmitHalf for AioSubmit {
                 self.ledger.inject(tag, result);
             }
             Gathered::Kernel { fd, block } => {
-                let (iovec, count) = self.ledger.iovec(block);
-                let Some(own) = self.ledger.arm_block(&slot, user, op, block) else {
+                if self.ledger.arm_block(&slot, user, op, block).is_none() {
                     self.ledger.give_block(block);
                     return Err(slot);
-                };
-                *own = iocb(tag, op, Transfer { fd, address: iovec.cast_mut().cast() }, &self.bell);
-                own.opcode = if op.kind == OpKind::Read { opcode::PREADV } else { opcode::PWRITEV };
-                own.nbytes = count.into();
-                self.batch.push(tag, own);
+                }
+                let payload = Payload::vectored(op, fd, self.ledger.iovec(block));
+                self.stage(tag, op, payload);
             }
         }
         Ok(tag)
     }
 
     fn commit(&mut self) -> io::Result<u32> {
-        let (mut done, mut taken) = (0, 0);
+        let (mut done, mut taken) = (0, self.helpers.commit());
         while done < self.batch.tags.len() {
             match self.io_submit(done) {
                 Ok(0) => break,
                 Ok(requests) => {
                     done += requests;
                     taken += requests as u32;
+                    self.submitted += requests as u64;
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
@@ -198,13 +207,12 @@ impl SubmitHalf for AioSubmit {
             }
         }
         self.batch.remove_front(done);
-        self.submitted += u64::from(taken);
         self.ledger.announce_injected();
         Ok(taken)
     }
 
     fn staged(&self) -> u32 {
-        self.batch.tags.len() as u32
+        self.batch.tags.len() as u32 + self.helpers.staged()
     }
 
     fn in_flight(&self) -> u32 {
@@ -220,6 +228,10 @@ impl SubmitHalf for AioSubmit {
     }
 
     fn register_file(&mut self, target: Arc<Target>) -> Result<FileIndex, DriverError> {
+        if target.as_fd().is_some() {
+            let failed = |source| DriverError::Setup { backend: Aio::NAME, what: HELPER, source };
+            self.helpers.start().map_err(failed)?;
+        }
         self.ledger.register_file(target)
     }
 
@@ -266,13 +278,20 @@ impl SubmitHalf for AioSubmit {
             false => degraded
                 .push("the completion ring is of an unknown layout: reaping costs a system call".to_owned()),
         }
-        for target in self.ledger.targets() {
-            if let Some(reason) = target.direct_reason() {
-                degraded.push(format!(
-                    "{}: {reason}, and under AIO the submitting thread may block on the disk: use O_DIRECT or io_uring",
-                    target.name()
-                ));
-            }
+        let running = self.helpers.running();
+        if running > 0 {
+            modes.push(format!("RWF_NOWAIT, and {running} helper threads for what would block"));
+        }
+        for target in self.ledger.targets().filter(|target| target.as_fd().is_some()) {
+            let reason = match target.direct_reason() {
+                Some(reason) => reason,
+                None if target.nowait() || target.kind() == TargetKind::Memory => continue,
+                None => "its file system does not take RWF_NOWAIT",
+            };
+            degraded.push(format!(
+                "{}: {reason}, so under AIO reads and writes take one of {running} helper threads each: use io_uring, a                  file system with direct I/O, or more helpers",
+                target.name()
+            ));
         }
         DriverInfo { backend: Aio::NAME, modes, degraded }
     }

@@ -26,7 +26,8 @@ fn names_the_holder() {
     let directory = tempfile::tempdir().expect("tempdir");
     let path = directory.path().join("volume");
     let first = create(&path, 4096);
-    let error = Target::open(&path, &OpenOptions { read_only: true, create_bytes: None }).expect_err("held");
+    let error =
+        Target::open(&path, &OpenOptions { read_only: true, ..OpenOptions::default() }).expect_err("held");
     let TargetError::Held { holder: Some(holder), .. } = &error else { panic!("{error}") };
     assert_eq!(holder.pid, std::process::id());
     assert!(error.to_string().contains(&holder.pid.to_string()), "{error}");

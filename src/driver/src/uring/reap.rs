@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use io_uring::EnterFlags;
 
 use super::ring::Shared;
-use super::submit::DOORBELLS;
+use super::submit::{DOORBELLS, HELPERS};
 use crate::arrivals::Arrivals;
 use crate::bell::Bell;
 use crate::driver::{Completion, ReapHalf};
@@ -20,12 +20,19 @@ pub struct UringReap {
     arrivals: Arrivals,
     /// `Shape::Two`.
     bell: Option<Arc<Bell>>,
+    /// The same in `Shape::Two`.
+    helpers_bell: Arc<Bell>,
     reaped: u64,
 }
 
 impl UringReap {
-    pub(super) fn new(shared: Arc<Shared>, arrivals: Arrivals, bell: Option<Arc<Bell>>) -> UringReap {
-        let reap = UringReap { shared, arrivals, bell, reaped: 0 };
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        arrivals: Arrivals,
+        bell: Option<Arc<Bell>>,
+        helpers_bell: Arc<Bell>,
+    ) -> UringReap {
+        let reap = UringReap { shared, arrivals, bell, helpers_bell, reaped: 0 };
         reap.set_eventfd(false);
         reap
     }
@@ -58,7 +65,7 @@ impl UringReap {
 impl ReapHalf for UringReap {
     fn reap(&mut self, out: &mut Vec<Completion>) -> usize {
         let before = out.len();
-        self.arrivals.take_injected(out);
+        self.arrivals.take_own(out);
         if self.bell.is_none() {
             self.run_task_work();
         }
@@ -69,6 +76,10 @@ impl ReapHalf for UringReap {
             let tag = Tag::from_user_data(answer.user_data());
             if tag == DOORBELLS {
                 self.shared.doorbells_armed.store(false, Ordering::Relaxed);
+            } else if tag == HELPERS {
+                // What rang is counted as ready: it is found without the bell.
+                self.helpers_bell.drain();
+                self.shared.helpers_armed.store(false, Ordering::Relaxed);
             } else if self.arrivals.arrive(tag, answer.result(), out) {
                 self.reaped += 1;
             }
@@ -85,8 +96,7 @@ impl ReapHalf for UringReap {
         self.set_eventfd(true);
         bell.announce();
         // SAFETY: the completion queue is touched by this half alone, through `&mut self`.
-        let empty =
-            !self.arrivals.has_injected() && unsafe { self.shared.ring.completion_shared() }.is_empty();
+        let empty = !self.arrivals.has_own() && unsafe { self.shared.ring.completion_shared() }.is_empty();
         if !empty {
             bell.withdraw();
             self.set_eventfd(false);
@@ -109,6 +119,10 @@ impl ReapHalf for UringReap {
 
 impl Drop for UringReap {
     fn drop(&mut self) {
-        self.shared.leave(|legacy| legacy.reaped = self.reaped);
+        let results = self.arrivals.take_results();
+        self.shared.leave(|legacy| {
+            legacy.results = results;
+            legacy.reaped = self.reaped;
+        });
     }
 }

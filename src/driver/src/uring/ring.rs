@@ -15,6 +15,7 @@ use super::reap::UringReap;
 use super::submit::UringSubmit;
 use crate::bell::Bell;
 use crate::driver::{Driver, DriverConfig, DriverError, Shape};
+use crate::helpers::{self, Results, Wake};
 use crate::ledger::{Ledger, Pinned};
 use crate::slot_table::SlotTable;
 use crate::tag::Tag;
@@ -25,11 +26,14 @@ const BATCH_MAX: u32 = 1024;
 /// restarted waits for it.
 const MEMORY_RETRY: Duration = Duration::from_millis(200);
 
-const OPCODES: [(u8, &str); 6] = [
+/// Those needed.
+const OPCODES: [(u8, &str); 8] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Write::CODE, "WRITE"),
     (opcode::ReadFixed::CODE, "READ_FIXED"),
     (opcode::WriteFixed::CODE, "WRITE_FIXED"),
+    (opcode::Readv::CODE, "READV"),
+    (opcode::Writev::CODE, "WRITEV"),
     (opcode::Fsync::CODE, "FSYNC"),
     (opcode::PollAdd::CODE, "POLL_ADD"),
 ];
@@ -40,6 +44,8 @@ pub(super) struct Shared {
     pub(super) ring: ManuallyDrop<IoUring>,
     /// The poll of the doorbells is in the ring (`Shape::One`).
     pub(super) doorbells_armed: AtomicBool,
+    /// So is that of the helpers' bell.
+    pub(super) helpers_armed: AtomicBool,
     pub(super) legacy: Mutex<Legacy>,
     drain_limit: Duration,
 }
@@ -48,6 +54,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 pub(super) struct Legacy {
     pub(super) pinned: Option<(Pinned<(), Fixed>, Arc<SlotTable>)>,
+    pub(super) results: Option<Results>,
     /// Requests the kernel took.
     pub(super) submitted: u64,
     /// Requests it answered.
@@ -59,13 +66,20 @@ pub(super) struct Legacy {
 pub(super) struct Modes {
     pub(super) in_effect: Vec<String>,
     pub(super) degraded: Vec<String>,
+    /// The ring knows FALLOCATE.
+    pub(super) fallocate: bool,
 }
 
 pub(super) fn open(config: &DriverConfig) -> Result<(UringSubmit, UringReap), DriverError> {
     config.check()?;
     let setup = |what| move |source| DriverError::Setup { backend: Uring::NAME, what, source };
     let (ring, mut modes) = build(config)?;
-    supported(&ring).map_err(|reason| DriverError::Unavailable { backend: Uring::NAME, reason })?;
+    let opcodes = supported(&ring);
+    let opcodes = opcodes.map_err(|reason| DriverError::Unavailable { backend: Uring::NAME, reason })?;
+    modes.fallocate = opcodes.is_supported(opcode::Fallocate::CODE);
+    if !modes.fallocate {
+        modes.degraded.push("IORING_OP_FALLOCATE is missing: helper threads discard and zero".to_owned());
+    }
     let bell = match config.shape {
         Shape::One => None,
         Shape::Two => {
@@ -76,15 +90,21 @@ pub(super) fn open(config: &DriverConfig) -> Result<(UringSubmit, UringReap), Dr
         }
     };
     let fixed = FixedTable::register(&ring, config.regions_max, &mut modes.degraded);
-    let (ledger, arrivals) = Ledger::new(config, bell.clone());
+    let (helpers_bell, wake) = match &bell {
+        Some(bell) => (Arc::clone(bell), Wake::Announced),
+        None => (Arc::new(Bell::new().map_err(setup("eventfd"))?), Wake::Always),
+    };
+    let (helpers, results) = helpers::pool(config, Arc::clone(&helpers_bell), wake);
+    let (ledger, arrivals) = Ledger::new(config, bell.clone(), Some(results));
     let shared = Arc::new(Shared {
         ring: ManuallyDrop::new(ring),
         doorbells_armed: AtomicBool::new(false),
+        helpers_armed: AtomicBool::new(false),
         legacy: Mutex::default(),
         drain_limit: config.drain_limit,
     });
-    let submit = UringSubmit::new(Arc::clone(&shared), ledger, fixed, config.shape, modes);
-    Ok((submit, UringReap::new(shared, arrivals, bell)))
+    let submit = UringSubmit::new(Arc::clone(&shared), ledger, helpers, fixed, config.shape, modes);
+    Ok((submit, UringReap::new(shared, arrivals, bell, helpers_bell)))
 }
 
 /// Sets the ring up with all that helps, or with what this kernel has. SINGLE_ISSUER | DEFER_TASKRUN is not
@@ -94,8 +114,11 @@ fn build(config: &DriverConfig) -> Result<(IoUring, Modes), DriverError> {
     let sq_entries = config.depth.next_power_of_two().min(BATCH_MAX);
     // Twice the requests in flight: the driver's own (the doorbell poll) fit beside them, and it never overflows.
     let cq_entries = (2 * config.depth.next_power_of_two()).max(2 * sq_entries);
-    let mut modes =
-        Modes { in_effect: vec![format!("SQ {sq_entries}, CQ {cq_entries}")], degraded: Vec::new() };
+    let mut modes = Modes {
+        in_effect: vec![format!("SQ {sq_entries}, CQ {cq_entries}")],
+        degraded: Vec::new(),
+        fallocate: false,
+    };
     let attempts = [(true, config.shape == Shape::One), (true, false), (false, false)];
     for (submit_all, cooperative) in attempts {
         let mut builder = IoUring::builder();
@@ -170,7 +193,7 @@ pub(crate) fn probe() -> Result<(), String> {
     }
 }
 
-fn supported(ring: &IoUring) -> Result<(), String> {
+fn supported(ring: &IoUring) -> Result<Probe, String> {
     let features = ring.params();
     if !features.is_feature_ext_arg() || !features.is_feature_nodrop() {
         return Err("io_uring of this kernel lacks EXT_ARG or NODROP: Linux 5.11 is needed".to_owned());
@@ -180,7 +203,7 @@ fn supported(ring: &IoUring) -> Result<(), String> {
     probed.map_err(|error| format!("IORING_REGISTER_PROBE failed: {error}"))?;
     match OPCODES.iter().find(|&&(code, _)| !probe.is_supported(code)) {
         Some((_, name)) => Err(format!("opcode IORING_OP_{name} is missing: a newer kernel is needed")),
-        None => Ok(()),
+        None => Ok(probe),
     }
 }
 
@@ -210,7 +233,11 @@ impl Drop for Shared {
         let legacy = std::mem::take(self.legacy.get_mut().unwrap_or_else(PoisonError::into_inner));
         let Some((pinned, table)) = legacy.pinned else { return };
         let owed = legacy.submitted - legacy.reaped;
-        let left = drain(&mut self.ring, &table, owed, self.drain_limit);
+        let deadline = Instant::now() + self.drain_limit;
+        let mut left = drain(&mut self.ring, &table, owed, deadline);
+        if let Some(mut results) = legacy.results {
+            left += u64::from(results.drain(&table, deadline));
+        }
         if left == 0 {
             // At once; closing gives the pinned memory back some milliseconds later.
             let _ = self.ring.submitter().unregister_buffers();
@@ -220,7 +247,7 @@ impl Drop for Shared {
             tracing::error!(
                 left,
                 waited = ?self.drain_limit,
-                "io_uring did not answer: files, regions and ring are leaked, the kernel may still write them"
+                "io_uring or a helper did not answer: files, regions and ring are leaked, the kernel may still write them"
             );
             std::mem::forget(pinned);
         }
@@ -228,8 +255,7 @@ impl Drop for Shared {
 }
 
 /// Waits for the answers the kernel owes; says how many it still owes at the end.
-fn drain(ring: &mut IoUring, table: &SlotTable, mut owed: u64, limit: Duration) -> u64 {
-    let deadline = Instant::now() + limit;
+fn drain(ring: &mut IoUring, table: &SlotTable, mut owed: u64, deadline: Instant) -> u64 {
     loop {
         for answer in ring.completion() {
             if table.finish(Tag::from_user_data(answer.user_data())).is_some() {

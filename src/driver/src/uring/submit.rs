@@ -16,26 +16,33 @@ use crate::driver::{
     Busy, Driver, DriverError, DriverInfo, FileIndex, Op, OpKind, Pin, RegionIndex, Reserved, Segment, Shape,
     SubmitHalf,
 };
+use crate::helpers::Helpers;
 use crate::ledger::{Gathered, Ledger, Route, Transfer};
+use crate::payload::Payload;
 use crate::tag::Tag;
 use crate::target::{Method, Target};
 use crate::wait;
 
+const HELPER: &str = "starting a helper thread";
+
 /// Tag of the doorbell poll.
 pub(super) const DOORBELLS: Tag = Tag::control(1, 0);
+/// Tag of the poll of the helpers' bell.
+pub(super) const HELPERS: Tag = Tag::control(2, 0);
 
 /// Submit half of [`Uring`].
 #[derive(Debug)]
 pub struct UringSubmit {
     shared: Arc<Shared>,
     ledger: Ledger<(), Fixed>,
+    helpers: Helpers,
     fixed: FixedTable,
     shape: Shape,
     modes: Modes,
     /// Requests in the submission queue that the kernel has not taken.
     staged: u32,
-    /// The doorbell poll stands in the submission queue, behind so many of them.
-    poll_behind: Option<u32>,
+    /// Where in the submission queue the poll of the doorbells stands, and that of the helpers' bell.
+    polls: [Option<u32>; 2],
     /// The descriptor that the doorbell poll names.
     doorbells: Option<RawFd>,
     submitted: u64,
@@ -45,6 +52,7 @@ impl UringSubmit {
     pub(super) fn new(
         shared: Arc<Shared>,
         ledger: Ledger<(), Fixed>,
+        helpers: Helpers,
         fixed: FixedTable,
         shape: Shape,
         modes: Modes,
@@ -52,11 +60,12 @@ impl UringSubmit {
         UringSubmit {
             shared,
             ledger,
+            helpers,
             fixed,
             shape,
             modes,
             staged: 0,
-            poll_behind: None,
+            polls: [None; 2],
             doorbells: None,
             submitted: 0,
         }
@@ -86,18 +95,41 @@ impl UringSubmit {
         entry.user_data(tag.user_data())
     }
 
-    /// The SQE that discards or zeroes a range.
-    fn range_entry(&self, tag: Tag, op: &Op, fd: RawFd) -> Option<squeue::Entry> {
-        match self.ledger.target(op.file)?.method(op.kind) {
-            Method::Fallocate(mode) => Some(
-                opcode::Fallocate::new(types::Fd(fd), op.length.into())
-                    .offset(op.offset)
-                    .mode(mode.bits().cast_signed())
-                    .build()
-                    .user_data(tag.user_data()),
-            ),
-            _ => None,
+    /// A helper does what this ring cannot.
+    #[cold]
+    fn range(&mut self, tag: Tag, op: &Op, transfer: Transfer) {
+        let Some(target) = self.ledger.target(op.file) else {
+            return self.ledger.inject(tag, -libc::EBADF);
+        };
+        let payload = Payload::of(op, transfer, target);
+        match payload.sqe().filter(|_| self.modes.fallocate) {
+            Some(entry) => self.stage(tag, &entry),
+            None => {
+                self.ledger.hand_over(tag);
+                self.helpers.stage(tag, payload);
+            }
         }
+    }
+
+    /// Puts the SQE of a request into the queue, which has room.
+    fn stage(&mut self, tag: Tag, entry: &squeue::Entry) {
+        let pushed = self.push(&entry.clone().user_data(tag.user_data()));
+        debug_assert!(pushed, "room was found before");
+        self.staged += 1;
+    }
+
+    fn is_full(&self) -> bool {
+        // SAFETY: the submission queue is touched by this half alone; `&self` of a half that nobody shares.
+        unsafe { self.shared.ring.submission_shared() }.is_full()
+    }
+
+    /// What this ring cannot do to `target`.
+    fn needs_helpers(&self, target: &Target) -> bool {
+        [OpKind::Discard, OpKind::WriteZeroes].iter().any(|&kind| match target.method(kind) {
+            Method::Nothing | Method::Unsupported => false,
+            Method::Fallocate(_) => !self.modes.fallocate,
+            Method::DeviceDiscard | Method::Write => true,
+        })
     }
 
     /// Puts an SQE into the queue, if there is room.
@@ -109,15 +141,18 @@ impl UringSubmit {
 
     /// The kernel took SQEs from the front.
     fn taken(&mut self, entries: usize) -> u32 {
-        let mut requests = entries as u32;
-        self.poll_behind = match self.poll_behind {
-            Some(ahead) if ahead < requests => {
-                requests -= 1;
-                None
-            }
-            Some(ahead) => Some(ahead - requests),
-            None => None,
-        };
+        let entries = entries as u32;
+        let mut requests = entries;
+        for poll in &mut self.polls {
+            *poll = match *poll {
+                Some(place) if place < entries => {
+                    requests -= 1;
+                    None
+                }
+                Some(place) => Some(place - entries),
+                None => None,
+            };
+        }
         self.staged -= requests;
         self.submitted += u64::from(requests);
         requests
@@ -133,14 +168,33 @@ impl UringSubmit {
         if self.shared.doorbells_armed() {
             return Ok(true);
         }
-        let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN.cast_unsigned().into());
-        if !self.push(&poll.build().user_data(DOORBELLS.user_data())) {
+        if !self.poll(0, fd, DOORBELLS) {
             return Ok(false);
         }
         self.doorbells = Some(fd);
-        self.poll_behind = Some(self.staged);
         self.shared.doorbells_armed.store(true, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// Arms the helpers' bell in the ring, if they owe something and it is not. `false`: no room.
+    fn arm_helpers(&mut self) -> bool {
+        if self.helpers.owed() == 0 || self.shared.helpers_armed.load(Ordering::Relaxed) {
+            return true;
+        }
+        let armed = self.poll(1, self.helpers.bell().as_fd().as_raw_fd(), HELPERS);
+        self.shared.helpers_armed.store(armed, Ordering::Relaxed);
+        armed
+    }
+
+    /// Puts a poll into the queue. `false`: no room.
+    fn poll(&mut self, which: usize, fd: RawFd, tag: Tag) -> bool {
+        let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN.cast_unsigned().into());
+        let others = self.polls.iter().flatten().count() as u32;
+        let pushed = self.push(&poll.build().user_data(tag.user_data()));
+        if pushed {
+            self.polls[which] = Some(self.staged + others);
+        }
+        pushed
     }
 
     /// Submits and sleeps in one system call. `false`: the kernel takes nothing now.
@@ -182,27 +236,18 @@ impl SubmitHalf for UringSubmit {
 
     fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
         let tag = slot.tag();
-        let mut route = self.ledger.route(op);
-        let mut range = None;
-        if let (true, Route::Kernel(transfer)) = (op.kind.is_range(), route) {
-            range = self.range_entry(tag, op, transfer.fd);
-            if range.is_none() {
-                route = Route::Inline(-libc::EOPNOTSUPP);
-            }
-        }
-        if matches!(route, Route::Kernel(_)) {
-            // SAFETY: the submission queue is touched by this half alone, through `&mut self`.
-            if unsafe { self.shared.ring.submission_shared() }.is_full() {
-                return Err(slot);
-            }
+        let route = self.ledger.route(op);
+        if matches!(route, Route::Kernel(_)) && self.is_full() {
+            return Err(slot);
         }
         if self.ledger.arm(&slot, user, op, route).is_none() {
             return Err(slot);
         }
         match route {
             Route::Inline(result) => self.ledger.inject(tag, result),
+            Route::Kernel(transfer) if op.kind.is_range() => self.range(tag, op, transfer),
             Route::Kernel(transfer) => {
-                let entry = range.unwrap_or_else(|| self.entry(tag, op, transfer));
+                let entry = self.entry(tag, op, transfer);
                 let pushed = self.push(&entry);
                 debug_assert!(pushed, "room was found above");
                 self.staged += 1;
@@ -219,8 +264,7 @@ impl SubmitHalf for UringSubmit {
         segments: &[Segment],
     ) -> Result<Tag, Reserved> {
         let tag = slot.tag();
-        // SAFETY: the submission queue is touched by this half alone, through `&mut self`.
-        if unsafe { self.shared.ring.submission_shared() }.is_full() {
+        if self.is_full() {
             return Err(slot);
         }
         match self.ledger.gather(op, segments) {
@@ -236,16 +280,10 @@ impl SubmitHalf for UringSubmit {
                     self.ledger.give_block(block);
                     return Err(slot);
                 }
-                let (iovec, count) = self.ledger.iovec(block);
-                let fua = if op.fua { libc::RWF_DSYNC } else { 0 };
-                let fd = types::Fd(fd);
-                let entry = match op.kind {
-                    OpKind::Read => opcode::Readv::new(fd, iovec, count).offset(op.offset).build(),
-                    _ => opcode::Writev::new(fd, iovec, count).offset(op.offset).rw_flags(fua).build(),
-                };
-                let pushed = self.push(&entry.user_data(tag.user_data()));
-                debug_assert!(pushed, "room was found above");
-                self.staged += 1;
+                match Payload::vectored(op, fd, self.ledger.iovec(block)).sqe() {
+                    Some(entry) => self.stage(tag, &entry),
+                    None => self.ledger.inject(tag, -libc::EOPNOTSUPP),
+                }
             }
         }
         Ok(tag)
@@ -253,7 +291,7 @@ impl SubmitHalf for UringSubmit {
 
     fn commit(&mut self) -> io::Result<u32> {
         self.ledger.announce_injected();
-        let mut requests = 0;
+        let mut requests = self.helpers.commit();
         while self.staged > 0 {
             match self.shared.ring.submit() {
                 // An older kernel stops behind a refused request, which is answered through the queue.
@@ -268,7 +306,7 @@ impl SubmitHalf for UringSubmit {
     }
 
     fn staged(&self) -> u32 {
-        self.staged
+        self.staged + self.helpers.staged()
     }
 
     fn in_flight(&self) -> u32 {
@@ -284,6 +322,10 @@ impl SubmitHalf for UringSubmit {
     }
 
     fn register_file(&mut self, target: Arc<Target>) -> Result<FileIndex, DriverError> {
+        if self.needs_helpers(&target) {
+            let failed = |source| DriverError::Setup { backend: Uring::NAME, what: HELPER, source };
+            self.helpers.start().map_err(failed)?;
+        }
         self.ledger.register_file(target)
     }
 
@@ -316,14 +358,15 @@ impl SubmitHalf for UringSubmit {
             let timeout = if self.staged > 0 { wait::at_most(timeout, wait::RETRY) } else { timeout };
             return wait::readable([doorbells], timeout).map(drop);
         }
-        if self.ledger.has_injected() {
+        let owed = self.helpers.commit() > 0 || self.helpers.owed() > 0;
+        if self.ledger.has_injected() || (owed && self.helpers.has_ready()) {
             return self.commit().map(drop);
         }
-        if !self.arm_doorbells(doorbells)? {
-            // The batch leaves no room for the poll.
+        if !(self.arm_doorbells(doorbells)? && self.arm_helpers()) {
+            // The batch leaves no room for the polls.
             self.commit()?;
         }
-        if self.arm_doorbells(doorbells)? && self.wait_in_ring(timeout)? {
+        if self.arm_doorbells(doorbells)? && self.arm_helpers() && self.wait_in_ring(timeout)? {
             return Ok(());
         }
         // The kernel takes nothing: look at doorbells and ring from outside, and try again soon.
@@ -333,6 +376,9 @@ impl SubmitHalf for UringSubmit {
     fn info(&self) -> DriverInfo {
         let (mut modes, mut degraded) = (self.modes.in_effect.clone(), self.modes.degraded.clone());
         self.fixed.describe(self.ledger.regions(), &mut modes, &mut degraded);
+        if self.helpers.running() > 0 {
+            modes.push(format!("{} helper threads for what the ring cannot do", self.helpers.running()));
+        }
         for target in self.ledger.targets() {
             if let Some(reason) = target.direct_reason() {
                 degraded.push(format!("{}: {reason}", target.name()));

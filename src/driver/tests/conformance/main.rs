@@ -28,6 +28,8 @@ use ferrio_driver::fault::Fault;
 use ferrio_driver::null::Null;
 use ferrio_driver::uring::Uring;
 
+use rig::{OnMemory, OnPageCache};
+
 macro_rules! suite {
     ($name:ident, $driver:ty, $shape:expr, [$($module:ident :: $test:ident),* $(,)?]) => {
         mod $name {
@@ -65,35 +67,47 @@ macro_rules! common {
 }
 
 /// What moves data.
+macro_rules! moving {
+    ($name:ident, $driver:ty, $shape:expr, [$($more:tt)*]) => {
+        common!($name, $driver, $shape, [
+            transfers::patterns_round_trip,
+            transfers::fua_and_flush,
+            vectored::segments_gather_and_scatter,
+            vectored::as_many_segments_as_allowed,
+            vectored::bad_segments_become_completions,
+            vectored::regions_of_segments_are_pinned,
+            ranges::zeroed_ranges_read_as_zeros,
+            ranges::discarded_ranges_leave_their_neighbours,
+            ranges::bad_ranges_become_completions,
+            transfers::another_size_is_another_end,
+            bounds::many_requests_through_a_shallow_driver,
+            sleeping::completions_wake,
+            sleeping::full_batch_sleeps_and_wakes,
+            bounds::halves_move_with_requests_in_flight,
+            sleeping::doorbells_and_completions_mix,
+            signals::nothing_is_lost_in_a_signal_storm,
+            shutdown::drop_waits_for_what_is_in_flight,
+            shutdown::drop_in_the_other_order,
+            regions::many_regions_at_once,
+            regions::memory_is_let_go_with_its_region,
+            $($more)*
+        ]);
+    };
+}
+
+/// What is done to a file with a path.
 macro_rules! real {
     ($name:ident, $driver:ty, $shape:expr) => {
-        common!(
+        moving!(
             $name,
             $driver,
             $shape,
             [
-                transfers::patterns_round_trip,
-                transfers::fua_and_flush,
-                vectored::segments_gather_and_scatter,
-                vectored::as_many_segments_as_allowed,
-                vectored::bad_segments_become_completions,
-                vectored::regions_of_segments_are_pinned,
-                ranges::bad_ranges_become_completions,
-                transfers::short_read_at_the_end_of_the_file,
                 bounds::full_batch_gives_the_slot_back,
-                bounds::many_requests_through_a_shallow_driver,
+                transfers::short_read_at_the_end_of_the_file,
                 errors::refusals_of_the_kernel_become_completions,
                 errors::bad_request_amid_a_batch_loses_no_other,
-                sleeping::completions_wake,
-                sleeping::full_batch_sleeps_and_wakes,
-                bounds::halves_move_with_requests_in_flight,
-                sleeping::doorbells_and_completions_mix,
-                signals::nothing_is_lost_in_a_signal_storm,
-                shutdown::drop_waits_for_what_is_in_flight,
-                shutdown::drop_in_the_other_order,
                 shutdown::staged_requests_are_forgotten,
-                regions::many_regions_at_once,
-                regions::memory_is_let_go_with_its_region,
                 loop_device::block_device_round_trip,
             ]
         );
@@ -106,6 +120,13 @@ real!(io_uring_one, Uring, Shape::One);
 real!(io_uring_two, Uring, Shape::Two);
 real!(aio_one, Aio, Shape::One);
 real!(aio_two, Aio, Shape::Two);
+moving!(io_uring_memory, OnMemory<Uring>, Shape::One, []);
+moving!(aio_memory_one, OnMemory<Aio>, Shape::One, []);
+moving!(aio_memory_two, OnMemory<Aio>, Shape::Two, []);
+moving!(io_uring_page_cache, OnPageCache<Uring>, Shape::Two, []);
+// Every request goes through the helper pool.
+moving!(aio_page_cache_one, OnPageCache<Aio>, Shape::One, []);
+moving!(aio_page_cache_two, OnPageCache<Aio>, Shape::Two, []);
 // Without plans, `Fault` is the driver within.
 common!(fault_null_one, Fault<Null>, Shape::One, []);
 common!(fault_null_two, Fault<Null>, Shape::Two, []);
@@ -140,6 +161,7 @@ macro_rules! faulty_real {
                 faults::failed_writes_leave_the_disk_alone,
                 faults::short_transfers_are_what_they_say,
                 faults::torn_writes_fail_half_done,
+                faults::torn_zeroes_leave_blocks_as_they_were,
                 faults::same_seed_same_faults,
                 faults::full_batches_draw_once,
                 faults::drop_drains_what_is_stuck,
@@ -165,14 +187,3 @@ suite!(
     [large::gigabyte_is_not_confused_with_an_errno, large::region_beyond_a_gigabyte_works_across_the_seam,]
 );
 suite!(aio_large, Aio, Shape::Two, [large::gigabyte_is_not_confused_with_an_errno]);
-
-suite!(
-    io_uring_ranges,
-    Uring,
-    Shape::One,
-    [
-        ranges::zeroed_ranges_read_as_zeros,
-        ranges::discarded_ranges_leave_their_neighbours,
-        faults::torn_zeroes_leave_blocks_as_they_were,
-    ]
-);

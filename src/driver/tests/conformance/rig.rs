@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,8 @@ use ferrio_driver::fault::Fault;
 use ferrio_driver::null::Null;
 use ferrio_driver::uring::Uring;
 use ferrio_driver::{
-    Completion, Driver, DriverConfig, FileIndex, Op, OpKind, OpenOptions, Pin, ReapHalf, RegionIndex,
-    Segment, Shape, SubmitHalf, Tag, Target,
+    Completion, Driver, DriverConfig, DriverError, FileIndex, Op, OpKind, OpenOptions, Pin, ReapHalf,
+    RegionIndex, Segment, Shape, SubmitHalf, Tag, Target,
 };
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll};
@@ -28,7 +29,49 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A backend under test, and the targets that suit it.
 pub trait Subject: Driver {
+    /// Its targets are to be opened with O_DIRECT.
+    const DIRECT: bool = true;
+
     fn target(path: &Path, bytes: u64) -> Arc<Target>;
+}
+
+/// A driver on memory targets.
+pub struct OnMemory<D>(PhantomData<D>);
+
+/// A driver on files without O_DIRECT.
+pub struct OnPageCache<D>(PhantomData<D>);
+
+macro_rules! is_driver {
+    ($($name:ident),*) => {$(
+        impl<D: Driver> Driver for $name<D> {
+            const NAME: &'static str = D::NAME;
+            type Submit = D::Submit;
+            type Reap = D::Reap;
+
+            fn open(config: &DriverConfig) -> Result<(D::Submit, D::Reap), DriverError> {
+                D::open(config)
+            }
+        }
+    )*};
+}
+
+is_driver!(OnMemory, OnPageCache);
+
+impl<D: Driver> Subject for OnMemory<D> {
+    const DIRECT: bool = false;
+
+    fn target(_: &Path, bytes: u64) -> Arc<Target> {
+        Arc::new(Target::memory(bytes).expect("memory"))
+    }
+}
+
+impl<D: Driver> Subject for OnPageCache<D> {
+    const DIRECT: bool = false;
+
+    fn target(path: &Path, bytes: u64) -> Arc<Target> {
+        let options = OpenOptions { create_bytes: Some(bytes), page_cache: true, ..OpenOptions::default() };
+        Arc::new(Target::open(path, &options).expect("target"))
+    }
 }
 
 fn file_target(path: &Path, bytes: u64) -> Arc<Target> {

@@ -11,7 +11,7 @@ const WHOLE: [i32; 16] = [8192; 16];
 
 pub fn patterns_round_trip<D: Subject>(shape: Shape) {
     let mut rig = Rig::<D>::new(shape, 16);
-    assert!(rig.target.direct(), "no O_DIRECT here: {}", describe(&rig.target));
+    assert_eq!(rig.target.direct(), D::DIRECT, "{}", describe(&rig.target));
     // Written from the lower half of the memory, read back into the upper half, in another order.
     let blocks: Vec<u64> = (0..16).collect();
     for &block in &blocks {
@@ -82,5 +82,26 @@ pub fn null_targets_complete_inline<D: Subject>(shape: Shape) {
         rig.write(0, 1 << 20, 4096),
     ];
     assert_eq!(rig.run(&ops), [4096, 4096, 0, 4096, 0, -libc::ENOSPC]);
+    rig.finish();
+}
+
+/// A target that grows can be written beyond its old end, one that shrinks not be read beyond the new one.
+pub fn another_size_is_another_end<D: Subject>(shape: Shape) {
+    let mut rig = Rig::<D>::new(shape, 4);
+    rig.memory.fill(0, &pattern(8, 8192));
+    rig.target.resize(FILE_BYTES + 8192).expect("grow");
+    assert_eq!(rig.target.size_bytes(), FILE_BYTES + 8192);
+    assert_eq!(rig.run_one(&rig.write(0, FILE_BYTES, 8192)), 8192);
+    assert_eq!(rig.target.refresh_size().expect("size"), FILE_BYTES + 8192);
+    assert_eq!(rig.run_one(&rig.read(65536, FILE_BYTES, 8192)), 8192);
+    assert!(rig.memory.bytes(65536, 8192) == pattern(8, 8192));
+    rig.target.resize(FILE_BYTES / 2).expect("shrink");
+    assert_eq!(rig.run_one(&rig.read(0, FILE_BYTES / 2, 4096)), 0);
+    assert_eq!(rig.run_one(&rig.read(0, FILE_BYTES / 2 - 4096, 8192)), 4096);
+    for bad in [0, FILE_BYTES + 100] {
+        let error = rig.target.resize(bad).expect_err("no size for a target");
+        assert!(error.to_string().contains(&rig.target.name()), "{error}");
+    }
+    assert_eq!(rig.target.size_bytes(), FILE_BYTES / 2);
     rig.finish();
 }

@@ -82,7 +82,7 @@ impl<D: Driver> Rig<D> {
     pub fn file_target(&self, name: &str) -> Arc<Target> {
         let path = self.file(name);
         std::fs::write(&path, vec![0xa5; usize::try_from(VOLUME_BYTES).unwrap()]).unwrap();
-        Arc::new(Target::open(&path, &OpenOptions { read_only: false, create_bytes: None }).unwrap())
+        Arc::new(Target::open(&path, &OpenOptions::default()).unwrap())
     }
 
     pub fn add_volume(&mut self, target: Arc<Target>) -> VolumeId {
