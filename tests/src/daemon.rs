@@ -83,6 +83,14 @@ impl DaemonBuilder {
         ))
     }
 
+    /// A memory volume that anyone may use.
+    #[must_use]
+    pub fn memory(self, name: &str, bytes: u64) -> Self {
+        self.config(&format!(
+            "[[volume]]\nname = {name:?}\nkind = \"memory\"\nsize = {bytes}\nallow_any = true"
+        ))
+    }
+
     /// Sets an environment variable of the daemon.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
