@@ -11,6 +11,7 @@ pub mod mix;
 pub mod operator;
 pub mod process;
 pub mod raw;
+pub mod seccomp;
 pub mod skip;
 
 pub use beside::Beside;

@@ -9,6 +9,8 @@ use ferrio_client::{Access, Features, QueueOptions, Session, WaitPolicy};
 use ferrio_tests::{
     Daemon, DaemonBuilder, Mix,
     mix::{Shape, Tally},
+    seccomp::without_io_uring,
+    skip::{has_program, skip},
 };
 
 const MIB: u64 = 1 << 20;
@@ -114,6 +116,26 @@ fn rings_of_eight() {
 fn a_client_that_sleeps() {
     let options = QueueOptions { wait: WaitPolicy::Sleep, ..QueueOptions::default() };
     mix(&mut file("io_uring", "2").start(), options, SHAPE);
+}
+
+#[test]
+fn under_a_seccomp_filter_without_io_uring() {
+    if !has_program("bwrap") {
+        return skip("bubblewrap is not installed", false);
+    }
+    let builder = file("auto", "auto");
+    let filter = builder.path("no-io-uring.bpf");
+    std::fs::write(&filter, without_io_uring()).unwrap();
+    // The filter is passed as descriptor 9. The daemon dies with bubblewrap, and that with the test.
+    let script =
+        format!("exec bwrap --dev-bind / / --die-with-parent --seccomp 9 \"$@\" 9<{}", filter.display());
+    let mut daemon = builder.under(&["sh", "-c", &script, "sh"]).start();
+    let engines = daemon.ctl_json(&["info"]);
+    let engine = &engines["engines"][0];
+    assert_eq!(engine["backend"], "aio", "{engines}");
+    let reason = engine["backend_reason"].as_str().unwrap();
+    assert!(reason.contains("seccomp") || reason.contains("EPERM"), "{reason}");
+    mix(&mut daemon, QueueOptions::default(), SHAPE);
 }
 
 fn four_thousand(backend: &str) {

@@ -10,6 +10,7 @@ use ferrio_shm::{
 };
 use ferrio_tests::{
     DaemonBuilder, Process, RawSession,
+    seccomp::without_io_uring,
     skip::{has_program, is_root, skip},
 };
 
@@ -207,7 +208,7 @@ fn a_client_without_io_uring_gets_io_all_the_same() {
     }
     let daemon = DaemonBuilder::new().file("data", 4 * MIB).start();
     let filter = daemon.path("no-io-uring.bpf");
-    std::fs::write(&filter, seccomp_filter()).unwrap();
+    std::fs::write(&filter, without_io_uring()).unwrap();
     let run = daemon.path("run");
     let client = ferrio_tests::process::program("ferrio-test-client");
     let script = format!(
@@ -218,22 +219,4 @@ fn a_client_without_io_uring_gets_io_all_the_same() {
         filter = filter.display(),
     );
     Process::start(Command::new("sh").args(["-c", &script])).finish().expect(0);
-}
-
-/// What Docker's default profile does to io_uring: EPERM for system calls 425 to 427, the rest allowed.
-fn seccomp_filter() -> Vec<u8> {
-    let instruction = |code: u16, jump_true: u8, jump_false: u8, value: u32| {
-        let mut bytes = code.to_le_bytes().to_vec();
-        bytes.extend([jump_true, jump_false]);
-        bytes.extend(value.to_le_bytes());
-        bytes
-    };
-    [
-        instruction(0x20, 0, 0, 0),
-        instruction(0x35, 0, 2, 425),
-        instruction(0x25, 1, 0, 427),
-        instruction(0x06, 0, 0, 0x0005_0001),
-        instruction(0x06, 0, 0, 0x7fff_0000),
-    ]
-    .concat()
 }

@@ -15,9 +15,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(socket), Some(name)) = (arguments.next(), arguments.next()) else {
         return Err("usage: async CONTROL_SOCKET VOLUME".into());
     };
+    run(&socket, &name).await
+}
+
+/// Copies, and says how much.
+pub async fn run(socket: &str, name: &str) -> Result<(), Box<dyn std::error::Error>> {
     let session =
-        Session::builder(socket).name("example").volume(&name, Access::ReadWrite).open_async().await?;
-    let volume = session.volume(&name)?;
+        Session::builder(socket).name("example").volume(name, Access::ReadWrite).open_async().await?;
+    let volume = session.volume(name)?;
     let queue = session.take_queue(0)?.into_async()?;
     let blocks = volume.size_bytes() / 2 / BLOCK;
 

@@ -15,12 +15,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(socket), Some(name)) = (arguments.next(), arguments.next()) else {
         return Err("usage: blocking CONTROL_SOCKET VOLUME".into());
     };
+    run(&socket, &name)
+}
+
+/// Reads in both ways, and says how fast that was.
+pub fn run(socket: &str, name: &str) -> Result<(), Box<dyn std::error::Error>> {
     let session = Session::builder(socket)
         .name("example")
-        .volume(&name, Access::ReadOnly)
+        .volume(name, Access::ReadOnly)
         .queue(QueueOptions { entries: DEPTH as u32, ..QueueOptions::default() })
         .open()?;
-    let volume = session.volume(&name)?;
+    let volume = session.volume(name)?;
     let mut queue = session.take_queue(0)?;
     let blocks = volume.size_bytes() / BLOCK as u64;
 

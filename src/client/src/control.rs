@@ -39,7 +39,11 @@ pub(crate) async fn open_async(builder: &mut SessionBuilder) -> Result<v1::OpenS
     let call = async {
         let channel = connect(&path).await?;
         if builder.queues.is_empty() {
-            builder.queues = one_per_engine(channel.clone(), &builder.volumes).await;
+            let (count, options) = &builder.per_engine;
+            let engines = engines_of(channel.clone(), &builder.volumes).await;
+            let queue = |engine: String| QueueOptions { engine, ..options.clone() };
+            let queues = |engine: String| std::iter::repeat_n(queue(engine), *count as usize);
+            builder.queues = engines.into_iter().flat_map(queues).collect();
         }
         let answer = SessionsClient::new(channel).open(builder.request()).await;
         answer.map(tonic::Response::into_inner).map_err(|status| Error::Refused {
@@ -50,23 +54,23 @@ pub(crate) async fn open_async(builder: &mut SessionBuilder) -> Result<v1::OpenS
     tokio::time::timeout(limit, call).await.map_err(timed_out)?
 }
 
-/// A queue for each engine at which one of the volumes lives, in their order. Where that cannot be known, one queue, which
-/// the daemon gives to the first volume's engine: if a volume does not exist, `Open` says so better.
-async fn one_per_engine(channel: Channel, volumes: &[(String, Access)]) -> Vec<QueueOptions> {
-    let one = || vec![QueueOptions::default()];
+/// The engines at which the volumes live, each once, in their order. Where that cannot be known, only the first volume's,
+/// which has no name here: if a volume does not exist, `Open` says so better.
+async fn engines_of(channel: Channel, volumes: &[(String, Access)]) -> Vec<String> {
+    let first = || vec![String::new()];
     if volumes.len() < 2 {
-        return one();
+        return first();
     }
-    let Ok(known) = VolumesClient::new(channel).list(v1::ListVolumesRequest {}).await else { return one() };
+    let Ok(known) = VolumesClient::new(channel).list(v1::ListVolumesRequest {}).await else { return first() };
     let known = known.into_inner().volumes;
-    let mut queues: Vec<QueueOptions> = Vec::new();
+    let mut engines: Vec<String> = Vec::new();
     for (name, _) in volumes {
-        let Some(volume) = known.iter().find(|volume| volume.name == *name) else { return one() };
-        if queues.iter().all(|queue| queue.engine != volume.engine) {
-            queues.push(QueueOptions { engine: volume.engine.clone(), ..QueueOptions::default() });
+        let Some(volume) = known.iter().find(|volume| volume.name == *name) else { return first() };
+        if !engines.contains(&volume.engine) {
+            engines.push(volume.engine.clone());
         }
     }
-    queues
+    engines
 }
 
 async fn connect(path: &Path) -> Result<Channel, Error> {

@@ -6,7 +6,7 @@ use std::ops::BitOr;
 use ferrio_shm::abi::features;
 
 /// A set of the feature bits of the ABI.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Features(u64);
 
 macro_rules! features {
@@ -66,6 +66,12 @@ impl BitOr for Features {
 
     fn bitor(self, other: Features) -> Features {
         Features(self.0 | other.0)
+    }
+}
+
+impl fmt::Debug for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Features({self})")
     }
 }
 

@@ -36,6 +36,8 @@ pub struct SessionBuilder {
     pub(crate) name: Option<String>,
     pub(crate) volumes: Vec<(String, Access)>,
     pub(crate) queues: Vec<QueueOptions>,
+    /// How many, and of which kind, at each engine, where `queues` is empty.
+    pub(crate) per_engine: (u32, QueueOptions),
     pub(crate) arena_bytes: u64,
     pub(crate) features: Features,
     pub(crate) hugepages: bool,
@@ -50,6 +52,7 @@ impl SessionBuilder {
             name: None,
             volumes: Vec::new(),
             queues: Vec::new(),
+            per_engine: (1, QueueOptions::default()),
             arena_bytes: 4 << 20,
             features: Features::ALL,
             hugepages: false,
@@ -73,6 +76,13 @@ impl SessionBuilder {
     /// volumes, in the order of the volumes.
     pub fn queue(mut self, options: QueueOptions) -> Self {
         self.queues.push(options);
+        self
+    }
+
+    /// Without queues of the builder's own: `count` of this kind at each engine that serves one of the volumes, first those
+    /// of the first volume's engine. The engine that the options name does not matter.
+    pub fn queues_per_engine(mut self, count: u32, options: QueueOptions) -> Self {
+        self.per_engine = (count, options);
         self
     }
 
