@@ -1,7 +1,7 @@
 //! A client made of bare gRPC, socket, memory and ring ends: it can do what `ferrio-client` refuses to do.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -105,6 +105,34 @@ pub fn heard(lease: &OwnedFd, patience: Duration) -> Option<LeaseMessage> {
     (length > 0).then(|| LeaseMessage::decode(&message[..length]).expect("a message of the ABI"))
 }
 
+/// Adds a region, and waits for the answer: 0, or an errno.
+///
+/// # Panics
+/// The daemon answers something else, or nothing.
+#[track_caller]
+pub fn add_region(lease: &OwnedFd, index: u16, bytes: u64, fds: &[BorrowedFd<'_>]) -> i32 {
+    peer::send_message(lease, &LeaseMessage::RegionAdd { index, bytes }.encode(), fds).expect("sent");
+    region_reply(lease, index)
+}
+
+/// Removes a region, and waits for the answer: 0, or an errno.
+///
+/// # Panics
+/// The daemon answers something else, or nothing.
+#[track_caller]
+pub fn remove_region(lease: &OwnedFd, index: u16) -> i32 {
+    peer::send_message(lease, &LeaseMessage::RegionRemove { index }.encode(), &[]).expect("sent");
+    region_reply(lease, index)
+}
+
+#[track_caller]
+fn region_reply(lease: &OwnedFd, asked: u16) -> i32 {
+    match heard(lease, Duration::from_secs(20)) {
+        Some(LeaseMessage::RegionReply { index, errno }) if index == asked => errno,
+        other => panic!("no answer for region {asked}: {other:?}"),
+    }
+}
+
 /// The message that shows a token.
 ///
 /// # Panics
@@ -142,7 +170,15 @@ impl RawSession {
     /// The daemon refuses.
     #[track_caller]
     pub fn open(control: &Path, volumes: &[(&str, v1::Access)], sq_entries: u32) -> Self {
-        let opened = open(control, volumes, sq_entries).expect("a session");
+        Self::attach(&open(control, volumes, sq_entries).expect("a session"))
+    }
+
+    /// Attaches to a session with one queue that was opened.
+    ///
+    /// # Panics
+    /// The daemon refuses.
+    #[track_caller]
+    pub fn attach(opened: &v1::OpenSessionResponse) -> Self {
         let (answer, fds, lease) =
             attach(Path::new(&opened.attach_socket), &with_token(&opened.attach_token));
         assert!(matches!(answer, Some(LeaseMessage::Attached { .. })), "{answer:?}");

@@ -134,7 +134,7 @@ async fn greet(
         return Ok(());
     }
     let mut events = attached.events;
-    let reason = lease::keep(socket, &opener, &mut events, &closing).await;
+    let reason = lease::keep(socket, &opener, sessions, (session_id, &mut events), &closing).await;
     sessions.end(session_id, &reason);
     // The lease closes when nothing can touch the memory any more: a client may wait for that.
     while events.recv().await.is_some() {}

@@ -72,6 +72,10 @@ pub struct Limits {
     pub queue_entries_max: u32,
     /// Arena of one session. Bytes.
     pub arena_bytes_max: u64,
+    /// Regions that one session may add.
+    pub regions_per_session_max: u32,
+    /// All regions of one session together. Bytes.
+    pub region_bytes_max: u64,
     /// Memory of all sessions together. Bytes.
     pub memory_bytes_max: u64,
     /// Memory of all sessions of one user. Bytes.

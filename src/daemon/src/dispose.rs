@@ -15,10 +15,15 @@ pub fn later(things: impl Send + 'static) {
     }
 }
 
+/// Closes it, in due time: then the receiver ends.
+pub fn begin(things: impl Send + 'static) -> oneshot::Receiver<()> {
+    let (done, closed) = oneshot::channel();
+    // The sender is dropped last, which is what it is for.
+    later((things, done));
+    closed
+}
+
 /// Closes it, and waits for it without blocking.
 pub async fn wait(things: impl Send + 'static) {
-    let (done, closed) = oneshot::channel::<()>();
-    later((things, done));
-    // The sender is dropped last, which is what it is for.
-    let _ = closed.await;
+    let _ = begin(things).await;
 }

@@ -17,6 +17,7 @@ pub mod error;
 mod list;
 pub mod memory;
 pub mod plan;
+pub mod regions;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -26,19 +27,20 @@ use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
 use ferrio_engine::{Engine, Grant, QueueAttach, SessionSpec};
-use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, SessionState};
+use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, SessionState, features};
 use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
 use ferrio_shm::peer::PeerIdentity;
 use tokio::sync::mpsc;
 
 use crate::config::Limits;
-use crate::log;
 use crate::volumes::{Hold, Holder, VolumeKey, Volumes};
+use crate::{dispose, log};
 pub use list::counters;
 
 use error::{AttachError, OpenError};
 use memory::{ClientEnds, EngineEnds, SessionMemory};
 use plan::{Plan, PlannedVolume, Rules, VOLUMES_PER_SESSION_MAX};
+use regions::Regions;
 
 /// Events that wait for a lease. Each volume may change its size, and the lease sends what waits without waiting.
 const EVENTS_MAX: usize = 2 * VOLUMES_PER_SESSION_MAX;
@@ -76,6 +78,8 @@ struct Session {
     since: Instant,
     plan: Plan,
     memory: SessionMemory,
+    /// What the client has added.
+    regions: Regions,
     state: State,
     /// By engine of the plan.
     engines: Vec<EngineState>,
@@ -221,6 +225,7 @@ impl Sessions {
             engines: vec![EngineState::Clear; plan.engines.len()],
             plan,
             memory,
+            regions: Regions::new(),
             state: State::Opened { token, client, engine },
             events: None,
             _hold: hold,
@@ -249,6 +254,7 @@ impl Sessions {
 
     fn answer(&self, session_id: u64, plan: &Plan, token: Token, secret: Token) -> v1::OpenSessionResponse {
         let engine_of = |place: usize| self.engine_names[plan.engines[place]].clone();
+        let regions = plan.features & features::CLIENT_REGIONS != 0;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let queues =
             plan.layout.queues.iter().zip(&plan.queue_engines).map(|(queue, place)| v1::QueueLayout {
@@ -277,8 +283,8 @@ impl Sessions {
             doorbells: count(plan.engines.len()),
             hugepages_bytes: 0,
             hugepages_reason: String::new(),
-            regions_max: 0,
-            region_bytes_max: 0,
+            regions_max: if regions { self.limits.regions_per_session_max } else { 0 },
+            region_bytes_max: if regions { self.limits.region_bytes_max } else { 0 },
         }
     }
 
@@ -540,7 +546,7 @@ impl Table {
         };
         let (sessions, own_sessions) = used(&|_| 1);
         let (queues, own_queues) = used(&|session| session.plan.queue_engines.len() as u64);
-        let (memory, own_memory) = used(&|session| session.plan.layout.memory_bytes);
+        let (memory, own_memory) = self.memory(uid);
         let (more_queues, more_memory) = (plan.queue_engines.len() as u64, plan.layout.memory_bytes);
         let Limits { sessions_max, sessions_per_uid_max, queues_max, queues_per_uid_max, .. } = *limits;
         let Limits { memory_bytes_max, memory_bytes_per_uid_max, .. } = *limits;
@@ -578,6 +584,14 @@ impl Table {
         Ok(())
     }
 
+    /// Bytes that all sessions have, regions included, and that those of one user have.
+    fn memory(&self, uid: u32) -> (u64, u64) {
+        self.by_id.values().fold((0, 0), |(total, own), session| {
+            let bytes = session.plan.layout.memory_bytes + session.region_bytes();
+            (total + bytes, own + if session.uid == uid { bytes } else { 0 })
+        })
+    }
+
     fn remove_if_done(&mut self, session_id: u64) {
         let done = self.by_id.get(&session_id).is_some_and(|session| {
             matches!(session.state, State::Draining { .. })
@@ -585,6 +599,8 @@ impl Table {
         });
         if done && let Some(session) = self.by_id.remove(&session_id) {
             session.memory.set_state(SessionState::Closed);
+            // Unmapping takes its time, and nobody waits for it.
+            dispose::later((session.memory, session.regions));
             tracing::debug!("session {session_id}: gone");
         }
     }

@@ -120,6 +120,7 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
         requests_max: section.requests_max,
         queues_max: config.limits.queues_max,
         sessions_max: config.limits.sessions_max,
+        regions_per_session: config.limits.regions_per_session_max,
         threads: section.threads,
         spin_us: section.spin_us,
         budgets: section.budgets,

@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub queues_max: u32,
     /// Most sessions open at once, 1 to 16384.
     pub sessions_max: u32,
+    /// Regions that each session may bring besides its arena, 0 to 255.
+    pub regions_per_session: u32,
     /// Threads.
     pub threads: Threads,
     /// Longest time a thread spins for work before it sleeps, microseconds; 0 never spins.

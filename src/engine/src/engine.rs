@@ -37,8 +37,6 @@ use crate::{
 
 /// Volumes per engine.
 const FILES_MAX: u32 = 1024;
-/// Regions that sessions may bring on average, besides their arenas.
-const REGIONS_PER_SESSION: u32 = 4;
 
 /// What an engine is, decided at its start.
 #[derive(Clone, Debug)]
@@ -323,7 +321,7 @@ impl<D: Driver> Threaded<D> {
             depth: config.depth,
             shape,
             files_max: FILES_MAX,
-            regions_max: config.sessions_max.saturating_mul(1 + REGIONS_PER_SESSION),
+            regions_max: config.sessions_max.saturating_mul(1 + config.regions_per_session),
             ..DriverConfig::default()
         };
         let (submit, reap) = D::open(&driver_config)

@@ -38,6 +38,7 @@ numbers! {
     QUEUES_PER_SESSION_MAX = "limits" "queues_per_session_max", "queues", 1..=64, 16;
     QUEUE_ENTRIES_MAX = "limits" "queue_entries_max", "SQ entries", 1..=32768, 4096;
     ATTACH_TIMEOUT_S = "limits" "attach_timeout_s", "seconds", 1..=300, 10;
+    REGIONS_PER_SESSION_MAX = "limits" "regions_per_session_max", "regions", 0..=255, 16;
     CONNECTIONS_MAX = "limits" "connections_max", "connections", 16..=65536, 512;
     CONNECTIONS_PER_UID_MAX = "limits" "connections_per_uid_max", "connections", 1..=65536, 64;
 
@@ -93,6 +94,15 @@ pub const MEMORY_BYTES_PER_UID_MAX: Size = Size {
     multiple_of: 4096,
     default: Some(2 << 30),
 };
+/// `limits.region_bytes_max`.
+pub const REGION_BYTES_MAX: Size = Size {
+    section: "limits",
+    key: "region_bytes_max",
+    min: 0,
+    max: 1 << 40,
+    multiple_of: 4096,
+    default: Some(1 << 30),
+};
 /// `volume.size`. The multiple suits every O_DIRECT target: no disk in use has larger logical blocks.
 pub const VOLUME_SIZE: Size =
     Size { section: "volume", key: "size", min: 4096, max: 1 << 50, multiple_of: 4096, default: None };
@@ -101,8 +111,14 @@ pub const BLOCK_BYTES: Size =
     Size { section: "volume", key: "block_bytes", min: 512, max: 4096, multiple_of: 512, default: Some(512) };
 
 /// All of them.
-pub const SIZES: &[&Size] =
-    &[&ARENA_BYTES_MAX, &MEMORY_BYTES_MAX, &MEMORY_BYTES_PER_UID_MAX, &VOLUME_SIZE, &BLOCK_BYTES];
+pub const SIZES: &[&Size] = &[
+    &ARENA_BYTES_MAX,
+    &REGION_BYTES_MAX,
+    &MEMORY_BYTES_MAX,
+    &MEMORY_BYTES_PER_UID_MAX,
+    &VOLUME_SIZE,
+    &BLOCK_BYTES,
+];
 
 /// Keys that are neither numbers nor sizes, by section, for the test of the shipped file.
 pub const OTHERS: &[(&str, &[&str])] = &[

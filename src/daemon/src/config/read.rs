@@ -116,6 +116,8 @@ fn read_limits(mut section: Section<'_, '_>) -> Limits {
         queues_per_session_max: narrow(section.number(&keys::QUEUES_PER_SESSION_MAX)),
         queue_entries_max: narrow(entries),
         arena_bytes_max: section.size(&keys::ARENA_BYTES_MAX).map_or(0, |bytes| bytes.value),
+        regions_per_session_max: narrow(section.number(&keys::REGIONS_PER_SESSION_MAX)),
+        region_bytes_max: section.size(&keys::REGION_BYTES_MAX).map_or(0, |bytes| bytes.value),
         memory_bytes_per_uid_max: section
             .size(&keys::MEMORY_BYTES_PER_UID_MAX)
             .map_or(0, |bytes| bytes.value),

@@ -69,8 +69,8 @@ impl Sessions {
             hugepages: false,
             hugepages_bytes: 0,
             hugepages_reason: String::new(),
-            regions: 0,
-            region_bytes: 0,
+            regions: session.regions.len() as u32,
+            region_bytes: session.region_bytes(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use ferrio_api::v1::{OpenSessionRequest, VolumeGrant};
 use ferrio_engine::VolumeId;
-use ferrio_shm::abi::{ABI_VERSION, limits::DATA_BYTES_MAX, limits::QUEUES_MAX};
+use ferrio_shm::abi::{ABI_VERSION, features, limits::DATA_BYTES_MAX, limits::QUEUES_MAX};
 use ferrio_shm::layout::{QueueSpec, SessionLayout};
 use ferrio_shm::peer::PeerIdentity;
 
@@ -14,8 +14,8 @@ use crate::volumes::{Served, Volume, VolumeKey, Volumes};
 
 /// Volumes of one session.
 pub const VOLUMES_PER_SESSION_MAX: usize = 64;
-/// What a client may be granted beyond what is always there: what the engines serve.
-pub const FEATURES: u64 = ferrio_engine::FEATURES;
+/// What a client may be granted beyond what is always there: what the engines serve, and what the daemon itself does.
+pub const FEATURES: u64 = ferrio_engine::FEATURES | features::CLIENT_REGIONS;
 /// Bytes of a client's name.
 const CLIENT_NAME_BYTES_MAX: usize = 64;
 

@@ -65,6 +65,7 @@ impl<D: Driver> Rig<D> {
             requests_max,
             queues_max: 16,
             sessions_max: 8,
+            regions_per_session: 4,
             threads: Threads::One,
             spin_us: 0,
             budgets: [4, 2, 2],

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{self, MemfdFlags, SealFlags};
+use rustix::io::Errno;
 
 /// A memfd of `bytes`, sealed against shrinking, growing and further seals.
 pub fn create_memfd(name: &str, bytes: u64) -> io::Result<OwnedFd> {
@@ -40,13 +41,18 @@ pub enum RegionError {
     Io(#[from] io::Error),
 }
 
-/// Whether `fd` is a memfd that keeps at least `bytes`, whatever its other owners do.
+/// Whether `fd` is a memfd that keeps at least `bytes`, whatever its other owners do. Does not block, whatever `fd` is.
 pub fn check_memfd(fd: impl AsFd, bytes: u64) -> Result<(), RegionError> {
+    // First what the kernel answers by itself: only memory files have seals. A file system of the client's own making
+    // (FUSE) would let us wait in fstatfs.
+    let seals = match fs::fcntl_get_seals(&fd) {
+        Err(Errno::INVAL) => return Err(RegionError::NotMemfd),
+        seals => seals.map_err(io::Error::from)?,
+    };
     // A memfd is a file on a tmpfs of the kernel's own. Files on other tmpfs pass this, but cannot be sealed.
     if fs::fstatfs(&fd).map_err(io::Error::from)?.f_type != libc::TMPFS_MAGIC {
         return Err(RegionError::NotMemfd);
     }
-    let seals = fs::fcntl_get_seals(&fd).map_err(io::Error::from)?;
     if !seals.contains(SealFlags::SHRINK) {
         return Err(RegionError::NotSealed);
     }
