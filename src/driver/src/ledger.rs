@@ -338,6 +338,10 @@ impl<S, R> Ledger<S, R> {
         self.pinned.regions.get(region.0 as usize)?.as_ref()
     }
 
+    pub(crate) fn region_mut(&mut self, region: RegionIndex) -> Option<&mut RegionEntry<R>> {
+        self.pinned.regions.get_mut(region.0 as usize)?.as_mut()
+    }
+
     pub(crate) fn regions(&self) -> impl Iterator<Item = (u32, &RegionEntry<R>)> {
         (0..).zip(&self.pinned.regions).filter_map(|(index, entry)| Some((index, entry.as_ref()?)))
     }

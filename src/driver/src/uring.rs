@@ -6,6 +6,7 @@
 //! | `submit.rs` | the submit half: SQEs, commit, sleeping inside the ring |
 //! | `reap.rs` | the reap half |
 //! | `fixed.rs` | regions as registered buffers |
+//! | `pinning.rs` | pins and unpins them part by part |
 //!
 //! | Linux | what for |
 //! |---|---|
@@ -20,6 +21,7 @@
 //! `submission_shared` and `completion_shared`.
 
 mod fixed;
+mod pinning;
 mod reap;
 mod ring;
 mod submit;

@@ -137,6 +137,7 @@ impl<S: SubmitHalf> Submitter<S> {
             // Here too: during a drain nothing is taken, but rings can break.
             self.fault_marked();
         }
+        work += u32::from(self.driver.continue_pinning());
         work += self.take_submissions(now);
         work += self.schedule();
         if std::mem::take(&mut self.posted)

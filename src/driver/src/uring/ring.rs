@@ -89,7 +89,7 @@ pub(super) fn open(config: &DriverConfig) -> Result<(UringSubmit, UringReap), Dr
             Some(bell)
         }
     };
-    let fixed = FixedTable::register(&ring, config.regions_max, &mut modes.degraded);
+    let fixed = FixedTable::register(&ring, &mut modes.degraded);
     let (helpers_bell, wake) = match &bell {
         Some(bell) => (Arc::clone(bell), Wake::Announced),
         None => (Arc::new(Bell::new().map_err(setup("eventfd"))?), Wake::Always),

@@ -11,13 +11,14 @@ use io_uring::{opcode, squeue, types};
 
 use super::Uring;
 use super::fixed::{Fixed, FixedTable};
+use super::pinning::Pinning;
 use super::ring::{Modes, Shared};
 use crate::driver::{
     Busy, Driver, DriverError, DriverInfo, FileIndex, Op, OpKind, Pin, RegionIndex, Reserved, Segment, Shape,
     SubmitHalf,
 };
 use crate::helpers::Helpers;
-use crate::ledger::{Gathered, Ledger, Route, Transfer};
+use crate::ledger::{Gathered, Ledger, RegionEntry, Route, Transfer};
 use crate::payload::Payload;
 use crate::tag::Tag;
 use crate::target::{Method, Target};
@@ -37,6 +38,7 @@ pub struct UringSubmit {
     ledger: Ledger<(), Fixed>,
     helpers: Helpers,
     fixed: FixedTable,
+    pinning: Pinning,
     shape: Shape,
     modes: Modes,
     /// Requests in the submission queue that the kernel has not taken.
@@ -62,6 +64,7 @@ impl UringSubmit {
             ledger,
             helpers,
             fixed,
+            pinning: Pinning::default(),
             shape,
             modes,
             staged: 0,
@@ -335,19 +338,23 @@ impl SubmitHalf for UringSubmit {
 
     fn register_region(&mut self, region: Region, pin: Pin) -> Result<RegionIndex, DriverError> {
         let (fixed, ring) = (&mut self.fixed, &self.shared.ring);
-        self.ledger.register_region(region, |region| match pin {
-            Pin::Yes => fixed.pin(ring, region),
+        let index = self.ledger.register_region(region, |region| match pin {
+            Pin::Yes => Pinning::at_once(fixed, ring, region),
             Pin::No => fixed.unpinned(),
-        })
+        })?;
+        if self.ledger.region(index).is_some_and(|entry| entry.own.next(&entry.region).is_some()) {
+            self.pinning.later(index);
+        }
+        Ok(index)
     }
 
     fn continue_pinning(&mut self) -> bool {
-        false
+        !self.pinning.is_idle() && self.pinning.step(&mut self.ledger, &mut self.fixed, &self.shared.ring)
     }
 
     fn unregister_region(&mut self, region: RegionIndex) -> Result<(), Busy> {
-        if let Some(mut entry) = self.ledger.unregister_region(region)? {
-            self.fixed.unpin(&self.shared.ring, &mut entry.own);
+        if let Some(RegionEntry { region: memory, own, .. }) = self.ledger.unregister_region(region)? {
+            self.pinning.leave(region, memory, own, &mut self.fixed, &self.shared.ring);
         }
         Ok(())
     }
@@ -401,8 +408,16 @@ impl Drop for UringSubmit {
 
 #[cfg(test)]
 impl UringSubmit {
-    pub(super) fn set_slot_bytes(&mut self, bytes: u64) {
-        self.fixed.set_slot_bytes(bytes);
+    pub(super) fn set_slot_shift(&mut self, shift: u32) {
+        self.fixed.set_slot_shift(shift);
+    }
+
+    pub(super) fn fixed_of(&self, region: RegionIndex) -> Option<&Fixed> {
+        self.ledger.region(region).map(|entry| &entry.own)
+    }
+
+    pub(super) fn pinning_is_idle(&self) -> bool {
+        self.pinning.is_idle()
     }
 
     /// Has the kernel answer a request that no slot knows.

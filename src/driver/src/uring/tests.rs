@@ -84,7 +84,7 @@ fn drop_leaks_what_is_not_answered() {
 #[test]
 fn transfers_around_a_seam_are_right_registered_or_not() {
     let (mut submit, mut reap) = Uring::open(&config(Duration::from_secs(10))).expect("driver");
-    submit.set_slot_bytes(8192);
+    submit.set_slot_shift(13);
     let file: File = tempfile::tempfile().expect("tempfile");
     let data: Vec<u8> = (0..20480_u32).map(|n| (n / 7) as u8).collect();
     (&file).write_all(&data).expect("write");
@@ -113,6 +113,91 @@ fn transfers_around_a_seam_are_right_registered_or_not() {
     assert!(landed == data);
     submit.unregister_region(region).expect("idle");
     assert!(submit.info().modes.join("\n").contains("0 of 0 regions, 0 of"));
+}
+
+/// A large region is pinned in steps and works meanwhile; its pages and its mapping go in steps too.
+#[test]
+fn large_regions_come_and_go_in_steps() {
+    const BYTES: u64 = 256 << 20;
+    const SLOTS: usize = 16;
+    let name = "ferrio-uring-large";
+    let (mut submit, mut reap) = Uring::open(&config(Duration::from_secs(10))).expect("driver");
+    let file: File = tempfile::tempfile().expect("tempfile");
+    (&file).write_all(&[7; 8192]).expect("write");
+    let file = submit.register_file(Target::of_pipe(file).into()).expect("file");
+    let (memory, region) = region(name, BYTES);
+    let region = submit.register_region(region, Pin::Yes).expect("region");
+    assert!(submit.info().modes.join("\n").contains("region 0 is being pinned: 0 of 16 slots"));
+    let mut read_at = |submit: &mut UringSubmit, offset: u64| {
+        let op = Op {
+            kind: OpKind::Read,
+            file,
+            region,
+            region_offset: offset,
+            length: 8192,
+            offset: 0,
+            fua: false,
+        };
+        let slot = submit.reserve().expect("a slot");
+        submit.submit(slot, 0, &op).expect("room");
+        submit.commit().expect("commit");
+        let completion = wait(&mut reap);
+        submit.release(completion.tag);
+        completion.result
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut seen = 0;
+    loop {
+        assert_eq!(read_at(&mut submit, seen as u64 * 4096), 8192, "whether it is pinned or not");
+        submit.continue_pinning();
+        let info = submit.info();
+        if let Some(reason) = info.degraded.iter().find(|text| text.contains("region 0")) {
+            return eprintln!("SKIPPED: {reason}");
+        }
+        let pinned = submit.fixed_of(region).expect("registered").pinned();
+        assert!(pinned == seen || pinned == seen + 1, "one slot per step: {pinned} after {seen}");
+        seen = pinned;
+        if seen == SLOTS as u32 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{seen} slots were pinned");
+    }
+    for offset in [0, BYTES / 2 - 4096, BYTES - 8192] {
+        assert_eq!(read_at(&mut submit, offset), 8192);
+    }
+    submit.unregister_region(region).expect("idle");
+    while submit.continue_pinning() {}
+    while is_mapped(name) {
+        assert!(Instant::now() < deadline, "the memory was not let go");
+        std::thread::yield_now();
+    }
+    assert!(submit.pinning_is_idle());
+    drop(memory);
+}
+
+/// One that leaves before it is pinned takes nothing with it.
+#[test]
+fn a_region_may_leave_while_it_is_being_pinned() {
+    let (mut submit, _reap) = Uring::open(&config(Duration::from_secs(10))).expect("driver");
+    for round in 0..5 {
+        let name = format!("ferrio-uring-leaving-{round}");
+        let (_memory, first) = region(&name, 64 << 20);
+        let first = submit.register_region(first, Pin::Yes).expect("region");
+        for _ in 0..round {
+            submit.continue_pinning();
+        }
+        submit.unregister_region(first).expect("idle");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while is_mapped(&name) {
+            assert!(Instant::now() < deadline, "the memory was not let go");
+            submit.continue_pinning();
+        }
+    }
+    let modes = submit.info().modes.join("\n");
+    assert!(modes.contains("0 of 0 regions, 0 of"), "{modes}");
+    let (_memory, again) = region("ferrio-uring-again", 64 << 20);
+    let again = submit.register_region(again, Pin::Yes).expect("region");
+    assert_eq!(submit.fixed_of(again).expect("registered").first(), 0, "the slots are free again");
 }
 
 #[test]
