@@ -30,7 +30,7 @@ pub fn bad_operations_become_completions<D: Subject>(shape: Shape) {
     rig.finish();
 }
 
-fn read_only_target<D: Subject>(rig: &mut Rig<D>) -> FileIndex {
+pub fn read_only_target<D: Subject>(rig: &mut Rig<D>) -> FileIndex {
     let path = rig.directory.path().join("read-only");
     std::fs::write(&path, vec![0; 1 << 20]).expect("file");
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };

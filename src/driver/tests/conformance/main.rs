@@ -12,6 +12,7 @@ mod interrupted;
 mod large;
 mod loop_device;
 mod memlock;
+mod mistakes;
 mod ranges;
 mod regions;
 mod rig;
@@ -105,6 +106,8 @@ macro_rules! real {
             [
                 bounds::full_batch_gives_the_slot_back,
                 transfers::short_read_at_the_end_of_the_file,
+                mistakes::short_io_ends_where_it_says,
+                mistakes::negative_results_are_answers,
                 errors::refusals_of_the_kernel_become_completions,
                 errors::bad_request_amid_a_batch_loses_no_other,
                 shutdown::staged_requests_are_forgotten,
@@ -134,6 +137,28 @@ real!(fault_io_uring_one, Fault<Uring>, Shape::One);
 real!(fault_io_uring_two, Fault<Uring>, Shape::Two);
 real!(fault_aio_one, Fault<Aio>, Shape::One);
 real!(fault_aio_two, Fault<Aio>, Shape::Two);
+
+/// The known mistakes that have nothing to do with who reaps; the others are in the suites above.
+macro_rules! mistakes {
+    ($name:ident, $driver:ty) => {
+        suite!(
+            $name,
+            $driver,
+            Shape::One,
+            [
+                mistakes::a_full_queue_empties_while_one_sleeps,
+                mistakes::all_that_is_in_flight_fits_the_completion_queue,
+                mistakes::limits_are_those_of_the_whole,
+                mistakes::a_gigabyte_is_no_errno,
+            ]
+        );
+    };
+}
+
+mistakes!(mistakes_io_uring, Uring);
+mistakes!(mistakes_aio, Aio);
+mistakes!(mistakes_fault_io_uring, Fault<Uring>);
+mistakes!(mistakes_fault_aio, Fault<Aio>);
 
 /// What a plan does, over the driver `$driver`.
 macro_rules! faulty {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use ferrio_driver::aio::Aio;
+use ferrio_driver::fault::Fault;
 use ferrio_driver::select::{Backend, BackendChoice, choose, probe};
 use ferrio_driver::uring::Uring;
 use ferrio_driver::{DriverError, Shape, SubmitHalf};
@@ -174,6 +175,12 @@ fn io_uring_batches_survive_eagain() {
 #[test]
 fn aio_batches_survive_eagain() {
     batches_survive_eagain::<Aio>("seccomp::aio_batches_survive_eagain", libc::SYS_io_submit);
+}
+
+#[test]
+fn fault_batches_survive_eagain() {
+    let name = "seccomp::fault_batches_survive_eagain";
+    batches_survive_eagain::<Fault<Uring>>(name, libc::SYS_io_uring_enter);
 }
 
 fn works<D: Subject>() {
