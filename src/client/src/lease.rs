@@ -80,6 +80,12 @@ impl Lease {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Read);
     }
 
+    /// Ends the session for what was seen elsewhere, in the daemon's own words if it has said why.
+    pub(crate) fn finish_unheard(&self, seen: &str) {
+        let words = self.heard().farewell.take();
+        self.finish(SessionEnd::Disconnected(Reason::new(words.unwrap_or_else(|| seen.to_owned()))));
+    }
+
     /// Reads what has come, without waiting. `WouldBlock` in the end, as an async reactor wants it.
     pub(crate) fn listen(&self, mut resized: impl FnMut(u16, u64)) -> io::Result<()> {
         let mut heard = self.heard();

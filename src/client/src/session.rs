@@ -291,17 +291,18 @@ impl Inner {
     pub(crate) fn end_by_header(&self) {
         let _ = wait::readable(self.lease.as_fd(), Some(Instant::now() + REASON_WAIT));
         self.listen();
-        self.lease.finish(match self.header.state() {
-            Some(SessionState::Faulted) => SessionEnd::Faulted(Reason::new("ferriod faulted the session")),
-            _ => SessionEnd::Disconnected(Reason::new("ferriod closed the session")),
-        });
+        match self.header.state() {
+            Some(SessionState::Faulted) => {
+                self.lease.finish(SessionEnd::Faulted(Reason::new("ferriod faulted the session")));
+            }
+            _ => self.lease.finish_unheard("ferriod closed the session"),
+        }
     }
 
     /// Ends the session because the daemon's end of a doorbell is closed; what the lease says goes first.
     pub(crate) fn end_by_doorbell(&self) {
         self.listen();
-        let reason = "ferriod closed a doorbell: it ended, or dropped the session";
-        self.lease.finish(SessionEnd::Disconnected(Reason::new(reason)));
+        self.lease.finish_unheard("ferriod closed a doorbell: it ended, or dropped the session");
     }
 }
 

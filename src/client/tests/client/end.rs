@@ -190,3 +190,20 @@ fn dropped_queue_keeps_its_buffers_from_others() {
     assert!(opened.session.alloc(4096).is_err());
     drop(opened.served);
 }
+
+/// The doorbell breaks before the lease does: what the daemon said meanwhile is the reason all the same.
+#[test]
+fn an_eviction_is_told_although_the_doorbell_goes_first() {
+    let daemon = Daemon::start();
+    let mut opened = daemon.queue(4, 4, WaitPolicy::Sleep);
+    three_in_flight(&mut opened);
+    let Opened { mut queue, mut served, .. } = opened;
+    served.say(LeaseEvent::Evict { reason: "maintenance".into() });
+    served.queues.clear();
+    expect_unanswered(
+        &mut queue,
+        vec![0, 1, 2],
+        |end| matches!(end, SessionEnd::Disconnected(reason) if reason.as_str().contains("maintenance")),
+    );
+    drop(served);
+}
