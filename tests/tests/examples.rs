@@ -11,6 +11,9 @@ mod async_copy;
 #[path = "../../src/client/examples/blocking.rs"]
 mod blocking;
 #[allow(dead_code)]
+#[path = "../../src/client/examples/regions.rs"]
+mod regions;
+#[allow(dead_code)]
 #[path = "../../src/client/examples/threads.rs"]
 mod threads;
 
@@ -46,4 +49,9 @@ fn threads_fill_volumes_of_two_engines() {
         .start();
     threads::run(&socket(&daemon), &["a".into(), "b".into(), "c".into()]).unwrap();
     threads::run(&socket(&daemon), &["b".into()]).unwrap();
+}
+
+#[test]
+fn regions_of_a_pool() {
+    regions::run(&socket(&daemon()), "data").unwrap();
 }
