@@ -6,7 +6,7 @@ use ferrio_engine::{
     session::{Checked, GrantedRegion, GrantedVolume, Rights},
 };
 use ferrio_shm::{
-    abi::{Opcode, errno, limits, sqe_flags},
+    abi::{Opcode, errno, features, limits, sqe_flags},
     entry::Sqe,
 };
 
@@ -21,6 +21,8 @@ struct Volume {
 /// What the session may use. Volume 2 belongs to another engine and region 1 is unknown.
 #[derive(Debug)]
 struct World {
+    /// Of `features`.
+    features: u64,
     volumes: [Option<Volume>; 3],
     regions: [Option<u64>; 3],
 }
@@ -45,7 +47,9 @@ impl World {
         let memory_align = *input.choose(&[1, 4, 512, 4096])?;
         let writable = Volume { size: blocks * u64::from(block), block, memory_align, writable: true };
         let arena = if input.ratio(1, 8)? { u64::MAX } else { input.int_in_range(0..=1 << 20)? };
+        let features = *input.choose(&[0, features::CANCEL, features::ORDER, u64::MAX])?;
         Ok(World {
+            features,
             volumes: [Some(writable), Some(Volume { writable: false, ..writable }), None],
             regions: [Some(arena), None, Some(1 << 16)],
         })
@@ -54,7 +58,7 @@ impl World {
     fn rights(&self) -> Rights {
         let volume = |v: Volume| GrantedVolume::detached(v.size, v.block, v.memory_align, v.writable);
         Rights::new(
-            0,
+            self.features,
             self.volumes.iter().map(|slot| slot.map(volume)).collect(),
             self.regions.iter().map(|slot| slot.map(GrantedRegion::detached)).collect(),
         )
@@ -64,17 +68,22 @@ impl World {
         const NOP: u8 = Opcode::Nop as u8;
         const WRITE: u8 = Opcode::Write as u8;
         const FLUSH: u8 = Opcode::Flush as u8;
+        const CANCEL: u8 = Opcode::Cancel as u8;
+        let (may_cancel, may_order) =
+            (self.features & features::CANCEL != 0, self.features & features::ORDER != 0);
         let data = matches!(sqe.op, 1 | 2);
         let unused = sqe.iov_count != 0
-            || sqe.arg != 0
-            || (sqe.op == NOP && sqe.volume != 0)
+            || (sqe.op != CANCEL && sqe.arg != 0)
+            || (matches!(sqe.op, NOP | CANCEL) && sqe.volume != 0)
             || (!data && (sqe.offset, sqe.length, sqe.region_offset, sqe.region) != (0, 0, 0, 0));
         let fua_misplaced = sqe.flags & sqe_flags::FUA != 0 && sqe.op != WRITE;
         let wrong_in_any_world = [
             (sqe.op > 9, errno::EINVAL),
-            (!data && sqe.op != NOP && sqe.op != FLUSH, errno::EOPNOTSUPP),
+            (!data && !matches!(sqe.op, NOP | FLUSH | CANCEL), errno::EOPNOTSUPP),
+            (sqe.op == CANCEL && !may_cancel, errno::EOPNOTSUPP),
             (sqe.reserved != 0 || sqe.flags > 7 || sqe.class > 1, errno::EINVAL),
-            (sqe.flags & 6 != 0 || sqe.timeout_us != 0, errno::EOPNOTSUPP),
+            (sqe.flags & 6 != 0 && !may_order, errno::EOPNOTSUPP),
+            (sqe.timeout_us != 0 && !may_cancel, errno::EOPNOTSUPP),
             (fua_misplaced || unused, errno::EINVAL),
         ];
         first(&wrong_in_any_world)?;
@@ -83,7 +92,7 @@ impl World {
             (_, WRITE | FLUSH) => Class::Write,
             _ => Class::Read,
         };
-        if sqe.op == NOP {
+        if matches!(sqe.op, NOP | CANCEL) {
             return Ok(Checked { class, length: 0, block: 1 });
         }
         let volume = self.volumes.get(usize::from(sqe.volume)).ok_or(errno::EBADF)?.ok_or(errno::EXDEV)?;
@@ -119,16 +128,22 @@ fn first(checks: &[(bool, i32)]) -> Result<(), i32> {
 fn sqe(input: &mut Unstructured<'_>, world: &World) -> Result<Sqe> {
     let volume = world.volumes[0].expect("volume 0 is granted");
     let block = u64::from(volume.block);
-    let op = *input.choose(&[Opcode::Read, Opcode::Write, Opcode::Flush, Opcode::Nop])?;
+    let op = *input.choose(&[Opcode::Read, Opcode::Write, Opcode::Flush, Opcode::Nop, Opcode::Cancel])?;
     let mut sqe = Sqe { op: op as u8, class: input.int_in_range(0..=1)?, ..Sqe::default() };
-    if op != Opcode::Nop {
+    if world.features != 0 && input.ratio(1, 4)? {
+        sqe.timeout_us = input.int_in_range(0..=1000)?;
+        sqe.flags = input.int_in_range(0..=3)? << 1;
+    }
+    if op == Opcode::Cancel {
+        sqe.arg = input.arbitrary()?;
+    } else if op != Opcode::Nop {
         sqe.volume = u16::from(input.ratio(1, 4)?);
     }
     if matches!(op, Opcode::Read | Opcode::Write) {
         sqe.offset = input.int_in_range(0..=volume.size / block)? * block;
         sqe.length = input.int_in_range(1..=16)? * block;
         sqe.region_offset = input.int_in_range(0..=64)? * 4096;
-        sqe.flags = u16::from(op == Opcode::Write && input.arbitrary()?);
+        sqe.flags |= u16::from(op == Opcode::Write && input.arbitrary()?);
     }
     let mut words = sqe.to_words();
     for _ in 0..input.int_in_range(0..=2)? {

@@ -119,7 +119,7 @@ fn a_control_connection_too_many_is_told_so() {
 #[test]
 fn the_records_of_an_engine_are_shared() {
     let beside =
-        Beside::over(DaemonBuilder::new().engine("main", "auto", "queue_depth = 16\nrequests_max = 16"));
+        Beside::over(DaemonBuilder::new().engine("main", "auto", "queue_depth = 16\nrequests_max = 64"));
     let mut greedy = beside.attacker(1024);
     let end = Instant::now() + Duration::from_secs(2);
     let read = Sqe { op: Opcode::Read as u8, length: 65536, ..Sqe::default() };

@@ -170,7 +170,7 @@ fn bad_requests_get_their_errno_and_nobody_else_notices() {
 #[test]
 fn a_queue_deeper_than_the_engine_works() {
     let daemon = DaemonBuilder::new()
-        .engine("main", "auto", "queue_depth = 4\nrequests_max = 16")
+        .engine("main", "auto", "queue_depth = 4\nrequests_max = 64")
         .file("data", 4 * MIB)
         .start();
     daemon.client(&["verify", "data", "--entries", "256"]).finish().expect(0);

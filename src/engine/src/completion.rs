@@ -23,7 +23,7 @@ use crate::{
     bell::Bell,
     clock::Nanos,
     journal::Journal,
-    request::{Request, Stage},
+    request::Request,
     stats::{QueueShared, Shared},
 };
 
@@ -235,7 +235,12 @@ impl<R: ReapHalf> Reaper<R> {
             unreachable!("queue {slot} was closed with request {record} in flight");
         };
         self.journal.done(record, result, side.cq.tail());
-        let flags = if request.overdue(self.now) { cqe_flags::OVERDUE } else { 0 };
+        let mut flags = 0;
+        if request.overdue(self.now) {
+            flags = cqe_flags::OVERDUE;
+            side.shared.waits.overdue.add(1);
+            self.shared.waits.overdue.add(1);
+        }
         side.cq.push(&Cqe { user_data: request.user_data(), result, flags });
         if !side.touched {
             side.touched = true;
@@ -250,7 +255,7 @@ impl<R: ReapHalf> Reaper<R> {
                 Err(_) => counters.reaper.errors.add(1),
             }
         }
-        request.set_stage(Stage::Free);
+        request.answered(result);
         self.finished.push((record, tag));
     }
 

@@ -30,7 +30,8 @@ pub struct EngineConfig {
     pub backend: BackendChoice,
     /// Most requests in the kernel at once, 1 to 4096.
     pub depth: u32,
-    /// Most requests accepted at once, `depth` to 1048576; each takes 128 bytes of journal.
+    /// Most requests accepted at once, `depth` to 1048576; each takes 128 bytes of journal. At least 64, so that half of them,
+    /// what one session may have, hold the longest chain.
     pub requests_max: u32,
     /// Most queues open at once, 1 to 65536.
     pub queues_max: u32,

@@ -27,6 +27,12 @@ pub mod queue;
 
 pub mod scheduler;
 
+pub mod order;
+
+pub mod timeout;
+
+pub mod cancel;
+
 pub mod submitter;
 
 pub mod completion;
@@ -40,6 +46,7 @@ pub mod engine;
 pub mod idle;
 pub mod inject;
 pub mod journal;
+mod links;
 pub mod request;
 pub mod stats;
 mod table;
@@ -48,4 +55,6 @@ mod volumes;
 pub use config::{EngineConfig, EngineError, Threads};
 pub use engine::{DrainReport, Engine, EngineInfo};
 pub use session::{FEATURES, Grant, QueueAttach, SessionSpec, VolumeId};
-pub use stats::{ClassSnapshot, CountersSnapshot, EngineCounters, EngineSnapshot, QueueSnapshot};
+pub use stats::{
+    ClassSnapshot, CountersSnapshot, EngineCounters, EngineSnapshot, QueueSnapshot, WaitsSnapshot,
+};

@@ -24,12 +24,24 @@ pub enum Stage {
     Issued = 2,
 }
 
+/// What is remembered of a request, in its `place`.
+mod mark {
+    /// It was given to the driver, or answered without.
+    pub const ISSUED: u32 = 1 << 16;
+    /// Order, timeouts and cancel know of it.
+    pub const TRACKED: u32 = 1 << 17;
+    /// It is a cancel.
+    pub const CANCEL: u32 = 1 << 18;
+    /// Its answer is not an error.
+    pub const SUCCEEDED: u32 = 1 << 19;
+}
+
 /// One entry.
 #[derive(Default)]
 pub struct Request {
     accepted_at: AtomicU64,
     user_data: AtomicU64,
-    /// issued << 16 | stage << 8 | class
+    /// [`mark`]s | stage << 8 | class
     place: AtomicU32,
     queue: AtomicU32,
     length: AtomicU64,
@@ -82,13 +94,41 @@ impl Request {
     /// Given to the driver. True the first time.
     pub fn issue(&self) -> bool {
         let place = self.place.load(Relaxed);
-        self.place.store(1 << 16 | (Stage::Issued as u32) << 8 | place & 0xff, Relaxed);
-        place >> 16 == 0
+        self.place.store(place & !0xff00 | mark::ISSUED | (Stage::Issued as u32) << 8, Relaxed);
+        place & mark::ISSUED == 0
     }
 
     /// Was given to the driver before.
     pub fn was_issued(&self) -> bool {
-        self.place.load(Relaxed) >> 16 != 0
+        self.place.load(Relaxed) & mark::ISSUED != 0
+    }
+
+    /// Order, timeouts and cancel are to know of it.
+    pub fn track(&self, is_cancel: bool) {
+        let cancel = if is_cancel { mark::CANCEL } else { 0 };
+        self.place.store(self.place.load(Relaxed) | mark::TRACKED | cancel, Relaxed);
+    }
+
+    /// Order, timeouts and cancel know of it.
+    pub fn is_tracked(&self) -> bool {
+        self.place.load(Relaxed) & mark::TRACKED != 0
+    }
+
+    /// It is a cancel; said of those that are tracked.
+    pub fn is_cancel(&self) -> bool {
+        self.place.load(Relaxed) & mark::CANCEL != 0
+    }
+
+    /// It has its CQE.
+    pub fn answered(&self, result: i32) {
+        let succeeded = if result >= 0 { mark::SUCCEEDED } else { 0 };
+        let place = self.place.load(Relaxed) & !0xff00;
+        self.place.store(place | succeeded | (Stage::Free as u32) << 8, Relaxed);
+    }
+
+    /// It was answered, and not with an error.
+    pub fn succeeded(&self) -> bool {
+        self.place.load(Relaxed) & mark::SUCCEEDED != 0
     }
 
     /// Where it is.
@@ -102,7 +142,11 @@ impl Request {
 
     /// Its class.
     pub fn class(&self) -> Class {
-        Class::ALL[(self.place.load(Relaxed) & 0xff) as usize % 3]
+        match self.place.load(Relaxed) & 0xff {
+            0 => Class::Prio,
+            1 => Class::Read,
+            _ => Class::Write,
+        }
     }
 
     /// Its queue.

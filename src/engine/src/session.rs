@@ -17,7 +17,7 @@ use ferrio_shm::{
 use crate::queue::Class;
 
 /// What an engine serves beyond what is always there: bits of [`ferrio_shm::abi::features`].
-pub const FEATURES: u64 = 0;
+pub const FEATURES: u64 = features::CANCEL | features::ORDER;
 
 /// A volume of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,6 +130,11 @@ impl Rights {
         regions: Vec<Option<GrantedRegion>>,
     ) -> Self {
         Self { features: features & FEATURES, volumes, regions }
+    }
+
+    /// One of these features was granted.
+    pub(crate) fn has(&self, features: u64) -> bool {
+        self.features & features != 0
     }
 
     /// Checks an SQE.
@@ -296,6 +301,7 @@ mod tests {
     fn bad_requests_get_the_errno_of_the_abi() {
         let nop = Sqe::default();
         let flush = Sqe { op: Opcode::Flush as u8, ..nop };
+        let cancel = Sqe { op: Opcode::Cancel as u8, arg: 7, ..nop };
         let cases = [
             ("unknown opcode", Sqe { op: 10, ..nop }, errno::EINVAL),
             ("opcode 255", Sqe { op: 255, ..nop }, errno::EINVAL),
@@ -304,9 +310,9 @@ mod tests {
             ("reserved", Sqe { reserved: 1, ..read() }, errno::EINVAL),
             ("unknown flag", Sqe { flags: 1 << 15, ..read() }, errno::EINVAL),
             ("unknown class", Sqe { class: 2, ..read() }, errno::EINVAL),
-            ("link not served yet", Sqe { flags: sqe_flags::LINK, ..read() }, errno::EOPNOTSUPP),
-            ("barrier not served yet", Sqe { flags: sqe_flags::BARRIER, ..read() }, errno::EOPNOTSUPP),
-            ("timeout not served yet", Sqe { timeout_us: 1, ..read() }, errno::EOPNOTSUPP),
+            ("volume on a cancel", Sqe { volume: 1, ..cancel }, errno::EINVAL),
+            ("length on a cancel", Sqe { length: 512, ..cancel }, errno::EINVAL),
+            ("FUA on a cancel", Sqe { flags: sqe_flags::FUA, ..cancel }, errno::EINVAL),
             ("FUA on a read", Sqe { flags: sqe_flags::FUA, ..read() }, errno::EINVAL),
             ("iov_count on a read", Sqe { iov_count: 1, ..read() }, errno::EINVAL),
             ("arg on a read", Sqe { arg: 1, ..read() }, errno::EINVAL),
@@ -333,6 +339,21 @@ mod tests {
         ];
         for (what, sqe, errno) in cases {
             assert_eq!(rights().check(&sqe), Err(errno), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_feature_is_used_by_those_who_have_it() {
+        let cases = [
+            ("cancel", Sqe { op: Opcode::Cancel as u8, arg: 7, ..Sqe::default() }, features::CANCEL),
+            ("timeout", Sqe { timeout_us: 1, ..read() }, features::CANCEL),
+            ("link", Sqe { flags: sqe_flags::LINK, ..read() }, features::ORDER),
+            ("barrier", Sqe { flags: sqe_flags::BARRIER, ..Sqe::default() }, features::ORDER),
+        ];
+        for (what, sqe, feature) in cases {
+            assert!(rights().check(&sqe).is_ok(), "{what}");
+            let without = Rights { features: FEATURES & !feature, ..rights() };
+            assert_eq!(without.check(&sqe), Err(errno::EOPNOTSUPP), "{what}");
         }
     }
 }

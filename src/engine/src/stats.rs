@@ -29,6 +29,38 @@ impl Counter {
     }
 }
 
+/// What is now, with one writing thread.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Only its one writer may call this.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Requests that waited for others or were taken back, of an engine or of a queue. Written by the Submitter, but for
+/// `overdue`.
+#[derive(Debug, Default)]
+pub struct WaitCounters {
+    /// Held back now, by a chain or a barrier.
+    pub held: Gauge,
+    /// Answered ECANCELED because of a cancel.
+    pub cancelled: Counter,
+    /// Answered ECANCELED because one before it in its chain failed.
+    pub broken: Counter,
+    /// Answered ETIMEDOUT.
+    pub timed_out: Counter,
+    /// Answered after their timeout, with the real result. Written by the reaper.
+    pub overdue: Counter,
+}
+
 /// Counters of a class, of an engine or of a queue. Aligned so that Submitter and reaper do not share a line.
 #[derive(Debug, Default)]
 pub struct ClassCounters {
@@ -79,6 +111,8 @@ pub struct QueueShared {
     pub slot: AtomicU32,
     /// By class index.
     pub classes: [ClassCounters; 3],
+    /// Order, timeouts and cancel.
+    pub waits: WaitCounters,
 }
 
 impl QueueShared {
@@ -91,6 +125,7 @@ impl QueueShared {
             cq_entries,
             slot: AtomicU32::new(u32::MAX),
             classes: Default::default(),
+            waits: WaitCounters::default(),
         }
     }
 }
@@ -101,6 +136,8 @@ pub struct Shared {
     pub requests: Box<[Request]>,
     /// By class index.
     pub classes: [ClassCounters; 3],
+    /// Order, timeouts and cancel.
+    pub waits: WaitCounters,
     /// Submitter: turns of its loop.
     pub submitter_turns: Counter,
     /// Submitter: sleeps.
@@ -127,6 +164,7 @@ impl Shared {
         Self {
             requests: crate::request::table(requests_max),
             classes: Default::default(),
+            waits: WaitCounters::default(),
             submitter_turns: Counter::default(),
             submitter_sleeps: Counter::default(),
             poller_turns: Counter::default(),
@@ -196,6 +234,33 @@ impl CountersSnapshot {
     }
 }
 
+/// [`WaitCounters`] at one instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitsSnapshot {
+    /// Requests held back now by a chain or a barrier; `queued` contains them.
+    pub held: u64,
+    /// Requests answered ECANCELED because of a cancel.
+    pub cancelled: u64,
+    /// Requests answered ECANCELED because one before it in its chain failed.
+    pub broken: u64,
+    /// Requests answered ETIMEDOUT.
+    pub timed_out: u64,
+    /// Requests answered after their timeout, with the real result.
+    pub overdue: u64,
+}
+
+impl WaitsSnapshot {
+    fn of(counters: &WaitCounters) -> Self {
+        Self {
+            held: counters.held.get(),
+            cancelled: counters.cancelled.get(),
+            broken: counters.broken.get(),
+            timed_out: counters.timed_out.get(),
+            overdue: counters.overdue.get(),
+        }
+    }
+}
+
 /// A class queue of the engine.
 #[derive(Clone, Copy, Debug)]
 pub struct ClassSnapshot {
@@ -220,6 +285,8 @@ pub struct QueueSnapshot {
     pub total: CountersSnapshot,
     /// By class index.
     pub classes: [CountersSnapshot; 3],
+    /// Order, timeouts and cancel.
+    pub waits: WaitsSnapshot,
 }
 
 /// Counters of the loops. See `ferrio.v1.EngineStats`.
@@ -244,6 +311,8 @@ pub struct EngineSnapshot {
     pub classes: [ClassSnapshot; 3],
     /// Open queues.
     pub queues: Vec<QueueSnapshot>,
+    /// Order, timeouts and cancel, of all queues since the engine started.
+    pub waits: WaitsSnapshot,
     /// Loops.
     pub counters: EngineCounters,
 }
@@ -278,8 +347,10 @@ pub fn snapshot(shared: &Shared, queues: &[Arc<QueueShared>], now: Nanos) -> Eng
                     .into_iter()
                     .fold(CountersSnapshot::default(), |sum, class| sum.plus(classes[class.index()])),
                 classes,
+                waits: WaitsSnapshot::of(&queue.waits),
             })
             .collect(),
+        waits: WaitsSnapshot::of(&shared.waits),
         counters: loops(shared),
     }
 }

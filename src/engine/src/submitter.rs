@@ -4,24 +4,31 @@ use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ferrio_driver::{DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf};
 use ferrio_shm::{
-    abi::{Opcode, errno, sqe_flags},
+    abi::{Opcode, errno, features, limits, sqe_flags},
+    entry::Sqe,
     ring::RingFault,
 };
 
+mod chains;
 mod volumes;
+mod waiting;
 
+use self::{chains::Saving, waiting::TRACKED};
 use crate::{
     bell::{Bell, WaitsFor},
+    cancel::Index,
     clock::{self, MICROSECOND, Nanos},
     completion::{Post, Return, SubmitterLink},
     inject::{Command, Inbox},
     journal::{Journal, Origin},
+    order::Order,
     queue::{Class, ClassQueues},
-    request::{Accepted, Request, Stage},
+    request::{Accepted, Stage},
     scheduler::{Budgets, Scheduler},
     session::{Checked, op_kind},
     stats::Shared,
     table::{Ended, Sessions},
+    timeout::Timers,
     volumes::Volumes,
 };
 
@@ -63,8 +70,15 @@ pub struct Submitter<S> {
     drained: Option<Box<dyn FnOnce() + Send>>,
     draining: bool,
     stopped: bool,
-    /// Refused SQEs were posted in this turn.
+    /// Answers were posted in this turn.
     posted: bool,
+    order: Order,
+    timers: Timers,
+    index: Index,
+    /// The chain that is being taken.
+    chain: Vec<Sqe>,
+    /// A queue whose chain waits for records, which the others leave to it.
+    saving: Option<Saving>,
 }
 
 /// What a Submitter is put together from.
@@ -84,7 +98,7 @@ pub struct Parts<S> {
 
 impl<S: SubmitHalf> Submitter<S> {
     /// # Errors
-    /// No epoll.
+    /// No epoll, or no random numbers.
     pub fn new(parts: Parts<S>) -> io::Result<Self> {
         let requests_max = u32::try_from(parts.shared.requests.len()).unwrap_or(u32::MAX);
         Ok(Self {
@@ -107,6 +121,11 @@ impl<S: SubmitHalf> Submitter<S> {
             draining: false,
             stopped: false,
             posted: false,
+            order: Order::new(requests_max),
+            timers: Timers::new(requests_max),
+            index: Index::new(requests_max, [seed()?, seed()?]),
+            chain: Vec::with_capacity(limits::CHAIN_MAX as usize),
+            saving: None,
         })
     }
 
@@ -118,6 +137,11 @@ impl<S: SubmitHalf> Submitter<S> {
     /// Requests in the driver.
     pub fn in_flight(&self) -> u32 {
         self.driver.in_flight()
+    }
+
+    /// Records that no request has.
+    pub fn free_records(&self) -> u32 {
+        self.free.len() as u32
     }
 
     /// What the driver is.
@@ -138,8 +162,9 @@ impl<S: SubmitHalf> Submitter<S> {
             self.fault_marked();
         }
         work += u32::from(self.driver.continue_pinning());
+        work += self.expire(now);
         work += self.take_submissions(now);
-        work += self.schedule();
+        work += self.schedule(now);
         if std::mem::take(&mut self.posted)
             && let Some(poller) = &self.poller
         {
@@ -155,6 +180,7 @@ impl<S: SubmitHalf> Submitter<S> {
         if self.draining || queues == 0 {
             return 0;
         }
+        self.check_saving();
         self.first = (self.first + 1) % queues;
         let mut taken = 0;
         for n in 0..queues {
@@ -169,8 +195,9 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn take_from(&mut self, slot: u32, now: Nanos) -> Result<u32, RingFault> {
-        let records = fair_share(self.free.len(), self.sessions.held(slot));
-        let (queue, _) = self.sessions.queue_and_rights(slot);
+        let records = self.records_for(slot);
+        let (queue, rights) = self.sessions.queue_and_rights(slot);
+        let ordered = rights.has(features::ORDER);
         let available = queue.sq.available()?;
         queue.waits_for_records = available > 0 && records == 0;
         let wanted = available.min(records).min(TAKE_BATCH);
@@ -180,9 +207,20 @@ impl<S: SubmitHalf> Submitter<S> {
         queue.busy_at = now;
         let mut taken = 0;
         let mut outcome = Ok(());
-        while taken < wanted && outcome.is_ok() {
-            outcome = self.admit(slot, now);
-            taken += u32::from(outcome.is_ok());
+        while taken < wanted {
+            let step =
+                if ordered { self.admit_in_order(slot, now, records - taken) } else { self.admit(slot, now) };
+            match step {
+                Ok(0) => {
+                    self.wait_for_records(slot, taken);
+                    break;
+                }
+                Ok(sqes) => taken += sqes,
+                Err(fault) => {
+                    outcome = Err(fault);
+                    break;
+                }
+            }
         }
         self.sessions.accepted(slot, taken);
         // The SQEs have their records: only now may the client reuse their slots.
@@ -192,19 +230,35 @@ impl<S: SubmitHalf> Submitter<S> {
         outcome.map(|()| taken)
     }
 
-    /// Takes one SQE that is known to be there, into a record that is known to be free.
-    fn admit(&mut self, slot: u32, now: Nanos) -> Result<(), RingFault> {
-        let (queue, rights) = self.sessions.queue_and_rights(slot);
+    /// Takes one SQE that is known to be there, into a record that is known to be free. Returns 1.
+    fn admit(&mut self, slot: u32, now: Nanos) -> Result<u32, RingFault> {
+        let (queue, _) = self.sessions.queue_and_rights(slot);
         queue.credit.reserve()?;
         let sq_index = queue.sq.head();
-        let (Some(sqe), Some(record)) = (queue.sq.take(), self.free.pop()) else {
-            unreachable!("take_from() counted SQEs and records")
-        };
+        let Some(sqe) = queue.sq.take() else { unreachable!("take_from() counted SQEs") };
+        let _ = self.accept(slot, sq_index, &sqe, now, Ok(None));
+        Ok(1)
+    }
+
+    /// Makes a request of an SQE that has its CQ entry. `chain` is the record of its predecessor in its chain, or the errno
+    /// (positive) that its chain has for it. Returns its record; `Err` if it was refused.
+    #[inline(always)] // for a session without order, `chain` is a constant
+    fn accept(
+        &mut self,
+        slot: u32,
+        sq_index: u32,
+        sqe: &Sqe,
+        now: Nanos,
+        chain: Result<Option<u32>, i32>,
+    ) -> Result<u32, i32> {
+        let Some(record) = self.free.pop() else { unreachable!("take_from() counted records") };
+        let (queue, rights) = self.sessions.queue_and_rights(slot);
         self.sequence += 1;
         let origin = Origin { session: queue.session_id, cell: slot, sq_index, sequence: self.sequence };
-        self.journal.accept(record, &sqe, &origin);
-        let checked = rights.check(&sqe);
-        let Checked { class, length, block } = checked.unwrap_or(REFUSED);
+        self.journal.accept(record, sqe, &origin);
+        let checked = chain.and_then(|after| Ok((rights.check(sqe)?, after)));
+        let Checked { class, length, block } = checked.map_or(REFUSED, |(checked, _)| checked);
+        let timeout_us = if checked.is_ok() { sqe.timeout_us } else { 0 };
         let request = &self.shared.requests[record as usize];
         request.accept(&Accepted {
             queue: slot,
@@ -213,42 +267,61 @@ impl<S: SubmitHalf> Submitter<S> {
             length,
             block,
             at: now,
-            timeout_us: 0,
+            timeout_us,
         });
         for classes in [&self.shared.classes, &queue.shared.classes] {
             classes[class.index()].submitter.accepted.add(1);
         }
-        let Err(errno) = checked else {
-            self.classes.push_back(class, slot, record);
-            return Ok(());
-        };
-        self.shared.refused.add(1);
-        self.answer(record, -errno);
-        Ok(())
+        match checked {
+            Ok(_) if !rights.has(TRACKED) => self.classes.push_back(class, slot, record),
+            Ok((_, after)) => self.track(record, sqe, after, now),
+            Err(errno) => {
+                if errno == errno::ECANCELED {
+                    self.count(record, |counters| &counters.broken);
+                } else {
+                    self.shared.refused.add(1);
+                }
+                self.answer(record, -errno);
+                return Err(errno);
+            }
+        }
+        Ok(record)
     }
 
-    /// Answers a request that the driver does not have.
+    /// Answers a request that the driver does not have, and that waits nowhere.
     fn answer(&mut self, record: u32, result: i32) {
         let request = &self.shared.requests[record as usize];
-        self.count_issue(request);
+        if !request.was_issued() {
+            request.clear_deadline();
+        }
+        self.count_issue(record);
+        self.index.remove(record);
         if self.link.posts.push(Post { record, result }).is_err() {
             unreachable!("the post ring has room for every record");
         }
         self.posted = true;
     }
 
-    /// A request goes to the driver, or has its answer without it. It counts as issued once.
-    fn count_issue(&self, request: &Request) {
-        if request.issue() {
-            for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
-                classes[request.class().index()].submitter.issued.add(1);
-            }
+    /// A request leaves the class queues for the driver, or for something else that cannot be called back, or has its answer
+    /// without that. It counts as issued once.
+    #[inline(always)]
+    fn count_issue(&mut self, record: u32) {
+        let request = &self.shared.requests[record as usize];
+        if !request.issue() {
+            return;
+        }
+        for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
+            classes[request.class().index()].submitter.issued.add(1);
+        }
+        if request.is_tracked() {
+            self.index.issue(record);
+            self.timers.remove(record);
         }
     }
 
     // ---- stages 4 to 6: schedule and submit
 
-    fn schedule(&mut self) -> u32 {
+    fn schedule(&mut self, now: Nanos) -> u32 {
         let mut submitted = 0;
         while let Some(slot) = if self.classes.is_empty() { None } else { self.driver.reserve() } {
             let Some(class) = self.scheduler.next(self.classes.backlog()) else {
@@ -258,7 +331,7 @@ impl<S: SubmitHalf> Submitter<S> {
             let Some((queue, record)) = self.classes.pop(class) else {
                 unreachable!("the backlog said {class:?}")
             };
-            let op = match self.op(queue, record) {
+            let op = match self.in_time(record, now).and_then(|()| self.op(queue, record)) {
                 Ok(op) => op,
                 Err(errno) => {
                     self.driver.cancel_reserved(slot);
@@ -271,7 +344,7 @@ impl<S: SubmitHalf> Submitter<S> {
                 self.classes.push_front(class, queue, record);
                 break;
             }
-            self.count_issue(&self.shared.requests[record as usize]);
+            self.count_issue(record);
             submitted += 1;
         }
         if self.driver.staged() > 0 {
@@ -360,6 +433,7 @@ impl<S: SubmitHalf> Submitter<S> {
                 }
             }
         }
+        self.start_ready();
         taken
     }
 
@@ -388,7 +462,11 @@ impl<S: SubmitHalf> Submitter<S> {
 
     /// A record is free.
     fn settle(&mut self, record: u32) {
-        let queue = self.shared.requests[record as usize].queue();
+        let request = &self.shared.requests[record as usize];
+        let queue = request.queue();
+        if request.is_tracked() {
+            self.untrack(record);
+        }
         self.free.push(record);
         if self.volumes.waits_for_requests() {
             self.volumes.settle(&mut self.driver, record);
@@ -427,6 +505,7 @@ impl<S: SubmitHalf> Submitter<S> {
                     reply(self.sessions.remove_region(&mut self.driver, session_id, index));
                 }
                 Command::OpenSession { spec, shared, reply } => {
+                    let (granted, volumes) = (spec.features, spec.grants.len());
                     let opened = self.sessions.open(
                         &mut self.driver,
                         &self.volumes,
@@ -437,6 +516,9 @@ impl<S: SubmitHalf> Submitter<S> {
                     );
                     if let Ok(slots) = &opened {
                         slots.iter().for_each(|slot| self.classes.add_queue(*slot));
+                        if granted & features::ORDER != 0 {
+                            slots.iter().for_each(|slot| self.order.add_queue(*slot, volumes));
+                        }
                     }
                     reply(opened.map(|_| ()));
                 }
@@ -460,9 +542,10 @@ impl<S: SubmitHalf> Submitter<S> {
             return self.end(ended);
         }
         for slot in slots {
-            while let Some((_, record)) = self.classes.pop_of_queue(slot) {
+            while let Some(record) = self.pop_waiting(slot) {
                 self.abandon(record);
                 self.settle(record);
+                self.start_ready();
                 if !self.sessions.is_open(session_id) {
                     return;
                 }
@@ -474,6 +557,7 @@ impl<S: SubmitHalf> Submitter<S> {
     fn end(&mut self, ended: Ended) {
         for slot in &ended.slots {
             self.journal.close_cell(*slot);
+            self.order.remove_queue(*slot);
         }
         self.sessions.dismantle(&mut self.driver, ended, &self.link);
         if let Some(poller) = &self.poller {
@@ -506,6 +590,7 @@ impl<S: SubmitHalf> Submitter<S> {
         let idle = self.classes.is_empty()
             && !self.sessions.waits_for_returns()
             && !self.volumes.waits_for_requests()
+            && self.order.held() == 0
             && !self.draining;
         self.bell.announce(if idle { WaitsFor::Urgent } else { WaitsFor::Anything });
         if !self.inbox.is_empty() || !self.link.returns.is_empty() || reaper_has_work() {
@@ -514,7 +599,8 @@ impl<S: SubmitHalf> Submitter<S> {
             return Ok(());
         }
         self.shared.submitter_sleeps.add(1);
-        let outcome = self.driver.sleep(self.sessions.epoll().as_fd(), Some(SLEEP_MAX));
+        let limit = self.sleep_limit(clock::now());
+        let outcome = self.driver.sleep(self.sessions.epoll().as_fd(), Some(limit));
         self.bell.retract();
         let now = clock::now();
         self.doorbells_seen = now;
@@ -522,6 +608,10 @@ impl<S: SubmitHalf> Submitter<S> {
         self.sessions.collect_doorbells(&self.bell, now);
         outcome
     }
+}
+
+fn seed() -> io::Result<u64> {
+    getrandom::u64().map_err(io::Error::other)
 }
 
 /// Records that a session with `held` of them may take while `free` are free: as long as it holds fewer than are free.

@@ -48,6 +48,8 @@ pub(crate) struct Queue {
     pub(crate) busy_at: Nanos,
     /// SQEs stay in the ring because its session may have no more of the engine's records for now.
     pub(crate) waits_for_records: bool,
+    /// The SQEs up to the end of a chain that cannot be taken are refused.
+    pub(crate) refuses_chain: bool,
     session: usize,
     polled: bool,
 }
@@ -58,6 +60,8 @@ struct Session {
     slots: Vec<u32>,
     /// Records in use.
     outstanding: u32,
+    /// The queue that was last seen to have a chain without records for it.
+    chain_waits: Option<u32>,
     doorbell: Option<DoorbellRx>,
     header: SessionHeader,
     on_fault: Option<Box<dyn FnOnce(String) + Send>>,
@@ -182,6 +186,7 @@ impl Sessions {
                 shared,
                 busy_at: 0,
                 waits_for_records: false,
+                refuses_chain: false,
                 session: key,
                 polled: true, // until it is found idle
             }) as u32;
@@ -196,6 +201,7 @@ impl Sessions {
             rights,
             slots: slots.clone(),
             outstanding: 0,
+            chain_waits: None,
             doorbell: Some(spec.doorbell),
             header,
             on_fault: Some(spec.on_fault),
@@ -345,6 +351,24 @@ impl Sessions {
     /// Records in use by the session of a queue.
     pub fn held(&self, slot: u32) -> u32 {
         self.sessions[self.queues[slot as usize].session].outstanding
+    }
+
+    /// A queue has a chain without records for it.
+    pub fn wait_for_chain(&mut self, slot: u32) {
+        let queue = &mut self.queues[slot as usize];
+        queue.waits_for_records = true;
+        self.sessions[queue.session].chain_waits = Some(slot);
+    }
+
+    /// Another queue of its session has a chain that waits for records.
+    pub fn yields_to_chain(&self, slot: u32) -> bool {
+        let waits = self.sessions[self.queues[slot as usize].session].chain_waits;
+        waits.is_some_and(|waiting| waiting != slot && self.waits_for_records(waiting))
+    }
+
+    /// There is such a queue, and it is looked at for the records that it waits for.
+    pub fn waits_for_records(&self, slot: u32) -> bool {
+        self.queues.get(slot as usize).is_some_and(|queue| queue.polled && queue.waits_for_records)
     }
 
     /// Requests were taken from a queue.

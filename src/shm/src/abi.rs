@@ -135,9 +135,7 @@ pub mod cqe_flags {
     pub const OVERDUE: u32 = 1 << 2;
 }
 
-/// Bits of the features asked for and granted when a session is opened.
-///
-/// Reserved for releases that serve them: a daemon grants only what it serves.
+/// Bits of the features asked for and granted when a session is opened; a daemon grants what it serves.
 pub mod features {
     /// readv and writev.
     pub const VECTORED: u64 = 1 << 0;

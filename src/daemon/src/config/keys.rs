@@ -43,7 +43,7 @@ numbers! {
     CONNECTIONS_PER_UID_MAX = "limits" "connections_per_uid_max", "connections", 1..=65536, 64;
 
     QUEUE_DEPTH = "engine" "queue_depth", "requests", 1..=4096, 256;
-    REQUESTS_MAX = "engine" "requests_max", "requests", 16..=1_048_576, 16384;
+    REQUESTS_MAX = "engine" "requests_max", "requests", 64..=1_048_576, 16384;
     SPIN_US = "engine" "spin_us", "microseconds", 0..=10_000, 50;
     BUDGET_PRIO = "engine" "budget_prio", "requests", 1..=4096, 32;
     BUDGET_READ = "engine" "budget_read", "requests", 1..=4096, 16;

@@ -25,6 +25,8 @@ use ferrio_shm::{
     ring::{CqConsumer, SqProducer},
 };
 
+pub mod puppet;
+
 pub const BLOCK: u64 = 4096;
 pub const VOLUME_BYTES: u64 = 1 << 20;
 pub const ARENA_BYTES: u64 = 1 << 20;
@@ -55,6 +57,11 @@ pub struct Client {
 
 impl<D: Driver> Rig<D> {
     pub fn new(depth: u32, requests_max: u32) -> Self {
+        Self::with_threads(depth, requests_max, Threads::One)
+    }
+
+    /// With two threads, the caller turns both halves all the same.
+    pub fn with_threads(depth: u32, requests_max: u32, threads: Threads) -> Self {
         // A directory of a disk file system, so that O_DIRECT and short files behave as in life. Examples are not given one.
         let parent = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let dir = tempfile::tempdir_in(parent).unwrap();
@@ -66,7 +73,7 @@ impl<D: Driver> Rig<D> {
             queues_max: 16,
             sessions_max: 8,
             regions_per_session: 4,
-            threads: Threads::One,
+            threads,
             spin_us: 0,
             budgets: [4, 2, 2],
             journal: dir.path().join("journal"),
@@ -98,6 +105,11 @@ impl<D: Driver> Rig<D> {
     }
 
     pub fn try_open(&mut self, volume: VolumeId, entries: u32) -> Result<Client, EngineError> {
+        self.open_on(&[volume], entries)
+    }
+
+    /// Opens a session that may use these volumes, by their place.
+    pub fn open_on(&mut self, volumes: &[VolumeId], entries: u32) -> Result<Client, EngineError> {
         let layout =
             SessionLayout::new(&[QueueSpec { sq_entries: entries, cq_entries: entries }], ARENA_BYTES)
                 .unwrap();
@@ -118,7 +130,7 @@ impl<D: Driver> Rig<D> {
             layout: layout.clone(),
             queues: vec![QueueAttach { index: 0, cq_doorbell }],
             doorbell: doorbell_rx,
-            grants: vec![Some(Grant { volume, writable: true })],
+            grants: volumes.iter().map(|volume| Some(Grant { volume: *volume, writable: true })).collect(),
             features: self.features,
             on_fault: Box::new(move |reason| *seen.lock().unwrap() = Some(reason)),
         };

@@ -116,14 +116,19 @@ impl<M: QueueMemory> CqCredit<M> {
     /// CQ entries that can be reserved. Looks at the client's index only when none is known to be free.
     pub fn room(&mut self) -> Result<u32, RingFault> {
         if self.known_room() == 0 {
-            // SYNC cq-free: pairs with CqConsumer::release.
-            let head = self.memory.cq_head().load(Ordering::Acquire);
-            // Relaxed: the client released what it had seen in cq_tail, and posted was stored before that one.
-            let tail = self.posted.load(Ordering::Relaxed);
-            check_head(self.released, head, tail)?;
-            self.released = head;
+            self.look()?;
         }
         Ok(self.known_room())
+    }
+
+    fn look(&mut self) -> Result<(), RingFault> {
+        // SYNC cq-free: pairs with CqConsumer::release.
+        let head = self.memory.cq_head().load(Ordering::Acquire);
+        // Relaxed: the client released what it had seen in cq_tail, and posted was stored before that one.
+        let tail = self.posted.load(Ordering::Relaxed);
+        check_head(self.released, head, tail)?;
+        self.released = head;
+        Ok(())
     }
 
     fn known_room(&self) -> u32 {
@@ -137,6 +142,18 @@ impl<M: QueueMemory> CqCredit<M> {
             return Err(RingFault::CqOverbooked { entries: self.memory.cq_entries() });
         }
         self.accepted = self.accepted.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Reserves `entries` together, or none of them.
+    pub fn reserve_all(&mut self, entries: u32) -> Result<(), RingFault> {
+        if self.known_room() < entries {
+            self.look()?;
+        }
+        if self.known_room() < entries {
+            return Err(RingFault::CqOverbooked { entries: self.memory.cq_entries() });
+        }
+        self.accepted = self.accepted.wrapping_add(entries);
         Ok(())
     }
 

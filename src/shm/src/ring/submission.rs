@@ -129,13 +129,24 @@ impl<M: QueueMemory> SqConsumer<M> {
     /// Copies the next SQE out, once, if [`SqConsumer::available`] proved one. The client may write to the slot
     /// meanwhile: the copy is any mixture of what it wrote, and is what gets checked.
     pub fn take(&mut self) -> Option<Sqe> {
-        if self.tail == self.head {
+        let sqe = self.peek(0)?;
+        self.head = self.head.wrapping_add(1);
+        Some(sqe)
+    }
+
+    /// Copies an SQE out that stands `ahead` of the next one, if it became visible with the same look at the client's index.
+    /// It stays to be taken: who goes on from this copy uses it, and then [`SqConsumer::skip`]s the SQE.
+    pub fn peek(&self, ahead: u32) -> Option<Sqe> {
+        if ahead >= self.tail.wrapping_sub(self.head) {
             return None;
         }
-        let slot = self.memory.sqe(self.head);
-        let words = std::array::from_fn(|word| slot[word].load(Ordering::Relaxed));
-        self.head = self.head.wrapping_add(1);
-        Some(Sqe::from_words(words))
+        let slot = self.memory.sqe(self.head.wrapping_add(ahead));
+        Some(Sqe::from_words(std::array::from_fn(|word| slot[word].load(Ordering::Relaxed))))
+    }
+
+    /// Counts SQEs as taken that were peeked at; no more than are known to be there.
+    pub fn skip(&mut self, sqes: u32) {
+        self.head = self.head.wrapping_add(sqes.min(self.tail.wrapping_sub(self.head)));
     }
 
     /// Gives the slots of the taken SQEs back to the client.
