@@ -16,6 +16,9 @@ use crate::{dispose, lease, log};
 
 /// A connection that has not said anything by then is closed.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection that was refused keeps its place: what a user can make the daemon do for nothing is bounded by its
+/// places, instead of by how fast it connects.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -60,7 +63,11 @@ fn admit(socket: OwnedFd, sessions: &Arc<Sessions>, limit: &UidLimit) {
     tokio::spawn(async move {
         let outcome = match lease::polled(socket) {
             Ok(socket) => {
-                let outcome = greet(&socket, &identity, &sessions, place, &limit).await;
+                let mut place = Some(place);
+                let outcome = greet(&socket, &identity, &sessions, &mut place, &limit).await;
+                if place.is_some() {
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
                 lease::close_refused(socket.into_inner(), limit.count(identity.uid));
                 outcome
             }
@@ -72,12 +79,12 @@ fn admit(socket: OwnedFd, sessions: &Arc<Sessions>, limit: &UidLimit) {
     });
 }
 
-/// Waits for the token, answers it, and stays as the lease.
+/// Waits for the token, answers it, and stays as the lease. Takes `place` once it is a session's.
 async fn greet(
     socket: &AsyncFd<OwnedFd>,
     identity: &PeerIdentity,
     sessions: &Arc<Sessions>,
-    place: Place,
+    place: &mut Option<Place>,
     limit: &UidLimit,
 ) -> io::Result<()> {
     let refuse = |errno: Errno, reason: &str| refuse(socket.get_ref(), identity, errno, reason);
@@ -121,7 +128,7 @@ async fn greet(
             return Ok(());
         }
     };
-    drop(place);
+    *place = None;
     let (session_id, message) = (attached.session_id, attached.message.encode());
     let sent = {
         let fds: Vec<_> = attached.fds.iter().map(AsFd::as_fd).collect();
