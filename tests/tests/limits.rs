@@ -7,7 +7,6 @@ use std::{
 };
 
 use ferrio_api::v1;
-use ferrio_client::Access;
 use ferrio_shm::{abi::Opcode, entry::Sqe};
 use ferrio_tests::{
     Beside, Daemon, DaemonBuilder, Footprint, Process,
