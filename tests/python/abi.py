@@ -371,11 +371,11 @@ class Session:
 class Region:
     """Memory of the client's own (section 3, RegionAdd)."""
 
-    def __init__(self, session, index, length):
+    def __init__(self, session, index, length, seals=fcntl.F_SEAL_SHRINK):
         self.session, self.index = session, index
         fd = os.memfd_create("ferrio-python", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, length)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         self.memory = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self.memory.madvise(mmap.MADV_DONTFORK)
         self.errno = session.lease.call(message(REGION_ADD, REGION_PAYLOAD.pack(index, length)), [fd])

@@ -18,18 +18,21 @@ BLOCK = 4096
 FEATURES = abi.VECTORED | abi.DISCARD | abi.COMPARE_AND_WRITE | abi.CANCEL | abi.ORDER | abi.CLIENT_REGIONS
 
 
-def open_session(arguments, volumes=(("data", "READ_WRITE"),), features=FEATURES, cq_entries=0, arena=1 << 20, queues=1):
+def channel(arguments):
     import grpc
-    from ferrio.v1 import common_pb2, sessions_pb2, sessions_pb2_grpc
     # grpcio would send the socket's path as the authority, which is none (ABI.md, section 3).
-    options = [("grpc.default_authority", "localhost")]
-    with grpc.insecure_channel(f"unix:{arguments.socket}", options) as channel:
-        request = sessions_pb2.OpenSessionRequest(
-            client_name="python", arena_bytes=arena, abi_min=1, abi_max=1, features=features,
-            queues=[sessions_pb2.QueueRequest(sq_entries=arguments.entries, cq_entries=cq_entries)] * queues,
-            volumes=[sessions_pb2.VolumeRequest(name=name, access=getattr(common_pb2, f"ACCESS_{access}"))
-                     for name, access in volumes])
-        return Session(sessions_pb2_grpc.SessionsStub(channel).Open(request, timeout=20))
+    return grpc.insecure_channel(f"unix:{arguments.socket}", [("grpc.default_authority", "localhost")])
+
+
+def open_session(arguments, volumes=(("data", "READ_WRITE"),), features=FEATURES, cq_entries=0, arena=1 << 20, queues=1):
+    from ferrio.v1 import common_pb2, sessions_pb2, sessions_pb2_grpc
+    request = sessions_pb2.OpenSessionRequest(
+        client_name="python", arena_bytes=arena, abi_min=1, abi_max=1, features=features,
+        queues=[sessions_pb2.QueueRequest(sq_entries=arguments.entries, cq_entries=cq_entries)] * queues,
+        volumes=[sessions_pb2.VolumeRequest(name=name, access=getattr(common_pb2, f"ACCESS_{access}"))
+                 for name, access in volumes])
+    with channel(arguments) as control:
+        return Session(sessions_pb2_grpc.SessionsStub(control).Open(request, timeout=20))
 
 
 class Caller:
@@ -196,6 +199,32 @@ def fault(arguments):
     print(f"told: {session.lease.over}")
 
 
+def events(arguments):
+    """Resize and Evict, which an operator causes; here the same process."""
+    from ferrio.v1 import sessions_pb2, sessions_pb2_grpc, volumes_pb2, volumes_pb2_grpc
+    session = open_session(arguments, volumes=(("data", "READ_WRITE"), ("data", "READ_ONLY")))
+    caller = Caller(session, arguments.sleep)
+    old = session.volume(0).size_bytes
+    with channel(arguments) as control:
+        for size in (2 * old, old):
+            volumes_pb2_grpc.VolumesStub(control).Resize(
+                volumes_pb2.ResizeVolumeRequest(name="data", size_bytes=size), timeout=20)
+            result = caller.call("read", offset=old, length=BLOCK)
+            expect(result, BLOCK if size > old else -errno.ERANGE, f"a read beyond {old} of {size} bytes")
+        session.lease.listen()
+        told = [(abi.RESIZE, index, size) for size in (2 * old, old) for index in (0, 1)]
+        expect(sorted(session.lease.events), sorted(told), "events")
+        sessions_pb2_grpc.SessionsStub(control).Evict(
+            sessions_pb2.EvictSessionRequest(session_id=session.answer.session_id, reason="no room"), timeout=20)
+    try:
+        session.queues[0].wait(arguments.sleep)
+        raise AssertionError("a completion came")
+    except abi.SessionOver:
+        session.lease.listen()
+    expect([payload for kind, payload, *_ in session.lease.events if kind == abi.EVICT], [b"no room"], "Evict")
+    print("told of two sizes and the end")
+
+
 class Operations:
     """What the feature bits bring, each as far as it was granted."""
 
@@ -309,6 +338,9 @@ class Operations:
         region = Region(self.session, 5, 1 << 20)
         expect(region.errno, 0, "RegionAdd")
         expect(Region(self.session, 5, 4096).errno, errno.EBUSY, "an index in use")
+        expect(Region(self.session, 0, 4096).errno, errno.EINVAL, "the arena's index")
+        expect(Region(self.session, 256, 4096).errno, errno.EINVAL, "an index beyond the last")
+        expect(Region(self.session, 6, 4096, seals=0).errno, errno.EINVAL, "a memfd that may shrink")
         region.memory[BLOCK:2 * BLOCK] = pattern(5, 0)
         expect(self.call("write", offset=50 * BLOCK, length=BLOCK, region=5, region_offset=BLOCK), BLOCK, "write")
         expect(self.caller.read(50), pattern(5, 0), "what was written from the region")
@@ -384,7 +416,7 @@ def dumps(arguments):
     print(f"{len(written) + 1} dumps agree")
 
 
-SCENARIOS = dict(verify=verify, checks=checks, not_granted=not_granted, fault=fault, operations=operations, dumps=dumps)
+SCENARIOS = dict(verify=verify, checks=checks, not_granted=not_granted, fault=fault, events=events, operations=operations, dumps=dumps)
 
 
 def main():

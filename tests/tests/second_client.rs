@@ -125,6 +125,7 @@ fn all(backend: &str, threads: &str) {
             ("not_granted", "nothing granted"),
             ("operations", "served"),
             ("fault", "told: fault"),
+            ("events", "told of two sizes"),
         ] {
             let said = python.client(scenario, arguments);
             if said.starts_with("SKIPPED") {

@@ -2,8 +2,9 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::time::Duration;
 
-use ferrio_client::{Request, WaitPolicy};
+use ferrio_client::{Memory, Request, WaitPolicy};
 
 use crate::peer::{Daemon, Opened};
 
@@ -58,4 +59,30 @@ fn none_in_steady_state() {
     let before = ALLOCATIONS.get();
     drop(std::hint::black_box(Box::new(1)));
     assert_eq!(ALLOCATIONS.get() - before, 1, "the counter counts");
+}
+
+/// A list that is cleared and used again is as cheap as a buffer.
+#[test]
+fn none_for_a_list_that_is_used_again() {
+    let daemon = Daemon::start();
+    let Opened { session, mut queue, volume, mut served } = daemon.queue(8, 16, WaitPolicy::Sleep);
+    let mut list = Some(session.iovec().unwrap());
+    let mut spare: Vec<Memory> = (0..3).map(|_| session.alloc(4096).unwrap().into()).collect();
+    let mut turn = |count: u64| {
+        for _ in 0..count {
+            let mut filled = list.take().unwrap();
+            spare.drain(..).for_each(|memory| filled.push(memory));
+            filled.again(1, 512..1024);
+            queue.submit(Request::readv(&volume, 0, filled).timeout(Duration::from_secs(1))).unwrap();
+            queue.commit().unwrap();
+            served.answer_each();
+            let mut back = queue.wait(None).unwrap().unwrap().iovec.unwrap();
+            spare.extend(back.clear());
+            list = Some(back);
+        }
+    };
+    turn(10);
+    let before = ALLOCATIONS.get();
+    turn(10_000);
+    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in 10,000 lists");
 }
