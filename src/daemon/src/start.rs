@@ -121,6 +121,7 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
         queues_max: config.limits.queues_max,
         sessions_max: config.limits.sessions_max,
         regions_per_session: config.limits.regions_per_session_max,
+        faults: false,
         threads: section.threads,
         spin_us: section.spin_us,
         budgets: section.budgets,

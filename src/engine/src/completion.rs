@@ -48,6 +48,8 @@ pub(crate) enum Return {
     Finished { record: u32, tag: Option<Tag> },
     /// The slot is free; the rest of the request is to be issued.
     Again { record: u32, tag: Tag },
+    /// The slot is free; a request that the Submitter takes through its steps has this result of one.
+    Step { record: u32, tag: Tag, result: i32 },
     /// The client broke the CQ ring.
     Faulted { queue: u32, fault: RingFault },
 }
@@ -211,6 +213,10 @@ impl<R: ReapHalf> Reaper<R> {
     fn complete(&mut self, completion: Completion) -> bool {
         let record = completion.user;
         let request = &self.shared.requests[record as usize];
+        if request.is_stepwise() {
+            self.push_return(Return::Step { record, tag: completion.tag, result: completion.result });
+            return true;
+        }
         match judge(request, completion.result) {
             Verdict::Answer(result) => {
                 self.answer(record, result, Some(completion.tag));
@@ -316,14 +322,17 @@ impl<R: ReapHalf> Reaper<R> {
     }
 }
 
+/// What a result of the driver means for its request.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
+    /// It is whole, or has failed.
     Answer(i32),
+    /// The rest is to be issued.
     Again,
 }
 
 /// Stage 9: whole, short, or failed.
-fn judge(request: &Request, result: i32) -> Verdict {
+pub(crate) fn judge(request: &Request, result: i32) -> Verdict {
     if result < 0 {
         let retry = matches!(-result, EINTR | EAGAIN) && request.retry() <= RETRIES_MAX;
         return if retry { Verdict::Again } else { Verdict::Answer(result) };

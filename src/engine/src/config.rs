@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use ferrio_driver::{DriverError, select::BackendChoice};
+use ferrio_driver::{DriverError, FaultError, select::BackendChoice};
 
 use ferrio_shm::abi::{errno, limits};
 
@@ -39,6 +39,8 @@ pub struct EngineConfig {
     pub sessions_max: u32,
     /// Regions that each session may bring besides its arena, 0 to 255.
     pub regions_per_session: u32,
+    /// Volumes can be given faults: requests pass through a driver that looks for them.
+    pub faults: bool,
     /// Threads.
     pub threads: Threads,
     /// Longest time a thread spins for work before it sleeps, microseconds; 0 never spins.
@@ -106,6 +108,22 @@ pub enum EngineError {
         /// What is wrong.
         what: &'static str,
     },
+    /// No such volume, or it is being removed.
+    #[error("engine {engine} has no volume {volume}")]
+    NoVolume {
+        /// Engine.
+        engine: String,
+        /// Its id.
+        volume: u32,
+    },
+    /// Faults that cannot be had.
+    #[error("engine {engine}: {source}")]
+    Faults {
+        /// Engine.
+        engine: String,
+        /// Cause.
+        source: FaultError,
+    },
     /// No such session, or it is closing.
     #[error("session {session} is not open; open one first")]
     NoSession {
@@ -162,6 +180,8 @@ impl EngineError {
             Self::NoRegion { .. } => errno::ENXIO,
             Self::RegionIndex { .. } | Self::Spec { .. } => errno::EINVAL,
             Self::NoSession { .. } => errno::ESRCH,
+            Self::NoVolume { .. } => errno::ENODEV,
+            Self::Faults { .. } => errno::EOPNOTSUPP,
             Self::Driver { .. } | Self::Limit { .. } => errno::ENOBUFS,
             Self::Stopped(_) => errno::ESHUTDOWN,
             Self::Journal { .. } | Self::System { .. } => errno::ENOMEM,

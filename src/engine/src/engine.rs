@@ -12,8 +12,9 @@ use std::{
 };
 
 use ferrio_driver::{
-    Driver, DriverConfig, DriverInfo, ReapHalf, Shape, SubmitHalf, Target,
+    Driver, DriverConfig, DriverInfo, FaultPlan, FaultStatus, ReapHalf, Shape, SubmitHalf, Target,
     aio::Aio,
+    fault::Fault,
     null::Null,
     select::{self, Backend},
     uring::Uring,
@@ -97,10 +98,13 @@ impl Engine {
         let driver = |source| EngineError::Driver { engine: config.name.clone(), source };
         let (backend, reason) = select::choose(config.backend).map_err(driver)?;
         // The one place that asks which backend: everything below is compiled for one of them.
-        match backend {
-            Backend::IoUring => Self::launch::<Uring>(config, reason),
-            Backend::Aio => Self::launch::<Aio>(config, reason),
-            Backend::Null => Self::launch::<Null>(config, reason),
+        match (backend, config.faults) {
+            (Backend::IoUring, false) => Self::launch::<Uring>(config, reason),
+            (Backend::Aio, false) => Self::launch::<Aio>(config, reason),
+            (Backend::Null, false) => Self::launch::<Null>(config, reason),
+            (Backend::IoUring, true) => Self::launch::<Fault<Uring>>(config, reason),
+            (Backend::Aio, true) => Self::launch::<Fault<Aio>>(config, reason),
+            (Backend::Null, true) => Self::launch::<Fault<Null>>(config, reason),
         }
     }
 
@@ -195,6 +199,23 @@ impl Engine {
         {
             done();
         }
+    }
+
+    /// Sets the faults of a volume in place of those it had; a plan without rules clears them.
+    ///
+    /// # Errors
+    /// No such volume, the engine was not started with [`EngineConfig::faults`], the plan has a value that is out of range, or
+    /// the engine has stopped.
+    pub fn set_faults(&self, volume: VolumeId, plan: FaultPlan) -> Result<(), EngineError> {
+        self.ask(|reply| Command::SetFaults { volume, plan, reply })
+    }
+
+    /// The faults of a volume and how often they came into play; `None` if it has none.
+    ///
+    /// # Errors
+    /// No such volume, or the engine has stopped.
+    pub fn faults(&self, volume: VolumeId) -> Result<Option<FaultStatus>, EngineError> {
+        self.ask(|reply| Command::GetFaults { volume, reply })
     }
 
     /// Lets requests of a session name `region` by `index`, 1 to 255.
@@ -317,11 +338,13 @@ impl<D: Driver> Threaded<D> {
     pub fn new(config: &EngineConfig) -> Result<Self, EngineError> {
         let system = |what| move |source| EngineError::System { engine: config.name.clone(), what, source };
         let shape = shape::<D>(config.threads);
+        // Those of the sessions, and the scratch memory of each volume.
+        let regions_max = config.sessions_max.saturating_mul(1 + config.regions_per_session);
         let driver_config = DriverConfig {
             depth: config.depth,
             shape,
             files_max: FILES_MAX,
-            regions_max: config.sessions_max.saturating_mul(1 + config.regions_per_session),
+            regions_max: regions_max.saturating_add(FILES_MAX),
             ..DriverConfig::default()
         };
         let (submit, reap) = D::open(&driver_config)

@@ -9,7 +9,7 @@ use std::sync::{
     mpsc,
 };
 
-use ferrio_driver::{DriverInfo, Target};
+use ferrio_driver::{DriverInfo, FaultPlan, FaultStatus, Target};
 use ferrio_shm::mapping::Region;
 
 use crate::{
@@ -49,6 +49,22 @@ pub enum Command {
         size_bytes: u64,
         /// Called once nothing is in flight beyond it.
         done: Done,
+    },
+    /// Set the faults of a volume.
+    SetFaults {
+        /// Which.
+        volume: VolumeId,
+        /// What they are from now on; none without rules.
+        plan: FaultPlan,
+        /// Gets the outcome.
+        reply: Reply<()>,
+    },
+    /// Say what the faults of a volume are.
+    GetFaults {
+        /// Which.
+        volume: VolumeId,
+        /// Gets them.
+        reply: Reply<Option<FaultStatus>>,
     },
     /// Let requests of a session name more memory.
     AddRegion {

@@ -47,9 +47,11 @@ pub mod idle;
 pub mod inject;
 pub mod journal;
 mod links;
+mod locks;
 pub mod request;
 pub mod stats;
 mod table;
+mod vectored;
 mod volumes;
 
 pub use config::{EngineConfig, EngineError, Threads};

@@ -53,6 +53,12 @@ impl Links {
         Some(first)
     }
 
+    pub fn pop_back(&mut self, list: &mut List) -> Option<u32> {
+        let last = (list.tail != NIL).then_some(list.tail)?;
+        self.remove(list, last);
+        Some(last)
+    }
+
     /// The item after one that is in a list.
     pub fn next(&self, item: u32) -> Option<u32> {
         let next = self.0[item as usize].next;
@@ -69,6 +75,43 @@ impl Links {
         match next {
             NIL => list.tail = prev,
             _ => self.0[next as usize].prev = prev,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against two `VecDeque`s over the same records.
+        #[test]
+        fn behaves_as_deques(steps in prop::collection::vec((0..4u8, 0..2usize, 0..16u32), 0..200)) {
+            let mut links = Links::new(16);
+            let mut lists = [List::EMPTY; 2];
+            let mut model = [VecDeque::new(), VecDeque::new()];
+            for (step, which, record) in steps {
+                let place = model[which].iter().position(|r| *r == record);
+                match (step, place) {
+                    (0, None) if !model[1 - which].contains(&record) => {
+                        links.push_back(&mut lists[which], record);
+                        model[which].push_back(record);
+                    }
+                    (1, Some(place)) => {
+                        links.remove(&mut lists[which], record);
+                        model[which].remove(place);
+                    }
+                    (2, _) => prop_assert_eq!(links.pop_front(&mut lists[which]), model[which].pop_front()),
+                    (3, _) => prop_assert_eq!(links.pop_back(&mut lists[which]), model[which].pop_back()),
+                    _ => {}
+                }
+                prop_assert_eq!(lists[which].first(), model[which].front().copied());
+                prop_assert_eq!(lists[which].is_empty(), model[which].is_empty());
+            }
         }
     }
 }

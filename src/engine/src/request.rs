@@ -34,6 +34,8 @@ mod mark {
     pub const CANCEL: u32 = 1 << 18;
     /// Its answer is not an error.
     pub const SUCCEEDED: u32 = 1 << 19;
+    /// The Submitter takes it through its steps.
+    pub const STEPWISE: u32 = 1 << 20;
 }
 
 /// One entry.
@@ -131,6 +133,16 @@ impl Request {
         self.place.load(Relaxed) & mark::SUCCEEDED != 0
     }
 
+    /// Takes more than one operation of the driver: the Submitter, and not the reaper, says when it is over.
+    pub fn set_stepwise(&self) {
+        self.place.store(self.place.load(Relaxed) | mark::STEPWISE, Relaxed);
+    }
+
+    /// See [`Self::set_stepwise`].
+    pub fn is_stepwise(&self) -> bool {
+        self.place.load(Relaxed) & mark::STEPWISE != 0
+    }
+
     /// Where it is.
     pub fn stage(&self) -> Stage {
         match self.place.load(Relaxed) >> 8 & 0xff {
@@ -198,6 +210,18 @@ impl Request {
         let whole = bytes - bytes % block;
         self.done.store(self.done() + u64::from(whole), Relaxed);
         whole
+    }
+
+    /// A step over this many bytes, all of them, is done.
+    pub fn complete_piece(&self, bytes: u64) {
+        self.done.store(self.done() + bytes, Relaxed);
+        self.retries.store(0, Relaxed);
+    }
+
+    /// Begins the next pass over the same bytes.
+    pub fn rewind(&self) {
+        self.done.store(0, Relaxed);
+        self.retries.store(0, Relaxed);
     }
 
     /// Counts a retry without progress; returns how many there were.

@@ -5,19 +5,21 @@
 
 use std::sync::Arc;
 
-use ferrio_driver::{FileIndex, OpKind, RegionIndex};
+use ferrio_driver::{FileIndex, RegionIndex};
 use ferrio_shm::{
     abi::{self, Opcode, errno, features, limits, sqe_flags},
     doorbell::{DoorbellRx, DoorbellTx},
     entry::Sqe,
     layout::SessionLayout,
-    mapping::Mapping,
+    mapping::{Mapping, Region},
 };
 
-use crate::queue::Class;
+use crate::{queue::Class, vectored};
 
 /// What an engine serves beyond what is always there: bits of [`ferrio_shm::abi::features`].
-pub const FEATURES: u64 = features::CANCEL | features::ORDER;
+/// Regions that a client brings are served too, but it is for the daemon, which takes them, to say so.
+pub const FEATURES: u64 =
+    features::VECTORED | features::DISCARD | features::COMPARE_AND_WRITE | features::CANCEL | features::ORDER;
 
 /// A volume of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +72,8 @@ pub struct GrantedVolume {
     pub(crate) block: u32,
     pub(crate) memory_align: u32,
     pub(crate) writable: bool,
+    /// Operations that it cannot do: bits by opcode.
+    pub(crate) lacks: u16,
     /// It was removed, or is being removed.
     pub(crate) gone: bool,
 }
@@ -78,7 +82,22 @@ impl GrantedVolume {
     /// A volume as the check sees it: `size` and `block` in bytes, `memory_align` of the data in memory in bytes. For
     /// fuzzers and tests, which have no driver: the Submitter fills in what [`SessionSpec`] grants.
     pub fn detached(size: u64, block: u32, memory_align: u32, writable: bool) -> Self {
-        Self { id: VolumeId(0), file: FileIndex(0), size, block, memory_align, writable, gone: false }
+        Self {
+            id: VolumeId(0),
+            file: FileIndex(0),
+            size,
+            block,
+            memory_align,
+            writable,
+            lacks: 0,
+            gone: false,
+        }
+    }
+
+    /// The same where the volume cannot do an operation.
+    #[must_use]
+    pub fn lacking(self, op: Opcode) -> Self {
+        Self { lacks: self.lacks | 1 << op as u8, ..self }
     }
 
     /// The same after the volume was removed.
@@ -89,16 +108,23 @@ impl GrantedVolume {
 }
 
 /// Memory of a session that requests may name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GrantedRegion {
     pub(crate) index: RegionIndex,
     pub(crate) bytes: u64,
+    /// For what the engine itself reads there: iovecs, and what is to be compared.
+    pub(crate) memory: Option<Region>,
 }
 
 impl GrantedRegion {
-    /// A region of `bytes`, without a driver behind it, as [`GrantedVolume::detached`].
+    /// A region of `bytes`, without a driver or memory behind it, as [`GrantedVolume::detached`].
     pub fn detached(bytes: u64) -> Self {
-        Self { index: RegionIndex(0), bytes }
+        Self { index: RegionIndex(0), bytes, memory: None }
+    }
+
+    /// A region with memory and without a driver, as [`GrantedVolume::detached`].
+    pub fn of_memory(memory: Region) -> Self {
+        Self { index: RegionIndex(0), bytes: memory.len(), memory: Some(memory) }
     }
 }
 
@@ -141,14 +167,53 @@ impl Rights {
     ///
     /// # Errors
     /// The errno (positive) that its CQE is to carry.
+    #[inline]
     pub fn check(&self, sqe: &Sqe) -> Result<Checked, i32> {
+        self.check_plain(sqe).map_or_else(|| self.check_in_order(sqe), Ok)
+    }
+
+    /// Whether it is a read or write like most, and right: all the checks of [`Self::check_in_order`] that it can fail at
+    /// once, in the order that is cheapest.
+    #[inline]
+    fn check_plain(&self, sqe: &Sqe) -> Option<Checked> {
+        let is_write = sqe.op == Opcode::Write as u8;
+        if !is_write && sqe.op != Opcode::Read as u8 {
+            return None;
+        }
+        let flags = sqe.flags & !(if is_write { sqe_flags::FUA } else { 0 });
+        let unused = u64::from(flags) | u64::from(sqe.iov_count | sqe.timeout_us) | sqe.arg | sqe.reserved;
+        let class = match sqe.class {
+            0 if is_write => Class::Write,
+            0 => Class::Read,
+            1 => Class::Prio,
+            _ => return None,
+        };
+        let volume = self.volumes.get(usize::from(sqe.volume))?.as_ref()?;
+        let region = self.regions.get(usize::from(sqe.region))?.as_ref()?;
+        let (block, align) = (u64::from(volume.block), u64::from(volume.memory_align));
+        let good = unused == 0
+            && !volume.gone
+            && (volume.writable || !is_write)
+            && sqe.length.wrapping_sub(1) < limits::DATA_BYTES_MAX
+            && sqe.offset <= volume.size
+            && sqe.length <= volume.size - sqe.offset
+            && sqe.region_offset <= region.bytes
+            && sqe.length <= region.bytes - sqe.region_offset
+            && sqe.length.is_multiple_of(block)
+            && sqe.offset.is_multiple_of(block)
+            && sqe.region_offset.is_multiple_of(align);
+        good.then_some(Checked { class, length: sqe.length, block: volume.block })
+    }
+
+    /// All checks, in the order of ABI.md: the first that fails decides.
+    fn check_in_order(&self, sqe: &Sqe) -> Result<Checked, i32> {
         let op = Opcode::try_from(sqe.op).map_err(|_| errno::EINVAL)?;
-        if needs(op).is_none_or(|features| features & !self.features != 0) {
+        if needs(op) & !self.features != 0 {
             return Err(errno::EOPNOTSUPP);
         }
         check_flags(sqe, self.features)?;
         check_fields(sqe, op)?;
-        let direction = if matches!(op, Opcode::Write | Opcode::Flush) { Class::Write } else { Class::Read };
+        let direction = if writes(op) || op == Opcode::Flush { Class::Write } else { Class::Read };
         let class = if sqe.class == abi::Class::Prio as u8 { Class::Prio } else { direction };
         if !has_volume(op) {
             return Ok(Checked { class, length: 0, block: 1 });
@@ -157,11 +222,24 @@ impl Rights {
         if op == Opcode::Flush {
             return Ok(Checked { class, length: 0, block: 1 });
         }
-        if op == Opcode::Write && !volume.writable {
+        if writes(op) && !volume.writable {
             return Err(errno::EROFS);
         }
-        let length = check_range(sqe, volume)?;
-        self.check_buffer(sqe, volume)?;
+        if volume.lacks >> op as u8 & 1 != 0 {
+            return Err(errno::EOPNOTSUPP);
+        }
+        let length = check_range(op, sqe, volume)?;
+        match op {
+            Opcode::Read | Opcode::Write => self.check_memory(sqe, sqe.length, volume)?,
+            Opcode::Readv | Opcode::Writev => vectored::gather(self, sqe, volume, |_| ())?,
+            Opcode::CompareAndWrite => {
+                self.check_memory(sqe, 2 * sqe.length, volume)?;
+                if !sqe.length.is_multiple_of(volume.memory_align.into()) {
+                    return Err(errno::EFAULT);
+                }
+            }
+            _ => {}
+        }
         Ok(Checked { class, length, block: volume.block })
     }
 
@@ -182,9 +260,9 @@ impl Rights {
         self.regions.get(usize::from(index)).and_then(Option::as_ref).ok_or(errno::ENXIO)
     }
 
-    fn check_buffer(&self, sqe: &Sqe, volume: &GrantedVolume) -> Result<(), i32> {
+    fn check_memory(&self, sqe: &Sqe, bytes: u64, volume: &GrantedVolume) -> Result<(), i32> {
         let region = self.region(sqe.region)?;
-        let end = sqe.region_offset.checked_add(sqe.length).ok_or(errno::EFAULT)?;
+        let end = sqe.region_offset.checked_add(bytes).ok_or(errno::EFAULT)?;
         if end > region.bytes || !sqe.region_offset.is_multiple_of(volume.memory_align.into()) {
             return Err(errno::EFAULT);
         }
@@ -192,24 +270,21 @@ impl Rights {
     }
 }
 
-/// What the driver does for an opcode; `None` where this release does not serve it.
-pub(crate) fn op_kind(op: Opcode) -> Option<OpKind> {
+/// The features that an operation needs, 0 for what is always there.
+fn needs(op: Opcode) -> u64 {
     match op {
-        Opcode::Nop => Some(OpKind::Nop),
-        Opcode::Read => Some(OpKind::Read),
-        Opcode::Write => Some(OpKind::Write),
-        Opcode::Flush => Some(OpKind::Flush),
-        _ => None,
+        Opcode::Nop | Opcode::Read | Opcode::Write | Opcode::Flush => 0,
+        Opcode::Readv | Opcode::Writev => features::VECTORED,
+        Opcode::Discard | Opcode::WriteZeroes => features::DISCARD,
+        Opcode::CompareAndWrite => features::COMPARE_AND_WRITE,
+        Opcode::Cancel => features::CANCEL,
     }
 }
 
-/// The features that an operation needs, 0 for what is always there; `None` where this release does not serve it.
-fn needs(op: Opcode) -> Option<u64> {
-    match op {
-        Opcode::Nop | Opcode::Read | Opcode::Write | Opcode::Flush => Some(0),
-        Opcode::Cancel => Some(features::CANCEL),
-        _ => None,
-    }
+/// The operation changes what a volume holds.
+fn writes(op: Opcode) -> bool {
+    use Opcode::{CompareAndWrite, Discard, Write, WriteZeroes, Writev};
+    matches!(op, Write | Writev | Discard | WriteZeroes | CompareAndWrite)
 }
 
 /// The operation is one on a volume.
@@ -229,23 +304,32 @@ fn check_flags(sqe: &Sqe, granted: u64) -> Result<(), i32> {
 
 /// The fields that this operation does not use.
 fn check_fields(sqe: &Sqe, op: Opcode) -> Result<(), i32> {
-    let data = matches!(op, Opcode::Read | Opcode::Write);
-    let fua_misplaced = sqe.flags & sqe_flags::FUA != 0 && op != Opcode::Write;
-    let unused_buffer = !data && (sqe.offset | sqe.length | sqe.region_offset | u64::from(sqe.region)) != 0;
+    let vectored = matches!(op, Opcode::Readv | Opcode::Writev);
+    let memory = vectored || matches!(op, Opcode::Read | Opcode::Write | Opcode::CompareAndWrite);
+    let range = memory || matches!(op, Opcode::Discard | Opcode::WriteZeroes);
+    let fua_misplaced = sqe.flags & sqe_flags::FUA != 0 && (!writes(op) || op == Opcode::Discard);
+    let unused_memory = !memory && (sqe.region_offset | u64::from(sqe.region)) != 0;
+    let unused_range = !range && (sqe.offset | sqe.length) != 0;
+    let unused_iovec = !vectored && sqe.iov_count != 0;
     let unused_volume = !has_volume(op) && sqe.volume != 0;
     let unused_arg = op != Opcode::Cancel && sqe.arg != 0;
-    if fua_misplaced || unused_buffer || unused_volume || unused_arg || sqe.iov_count != 0 {
+    if fua_misplaced || unused_memory || unused_range || unused_iovec || unused_volume || unused_arg {
         return Err(errno::EINVAL);
     }
     Ok(())
 }
 
-fn check_range(sqe: &Sqe, volume: &GrantedVolume) -> Result<u64, i32> {
+fn check_range(op: Opcode, sqe: &Sqe, volume: &GrantedVolume) -> Result<u64, i32> {
     let block = u64::from(volume.block);
     if sqe.length == 0 || !sqe.length.is_multiple_of(block) || !sqe.offset.is_multiple_of(block) {
         return Err(errno::EINVAL);
     }
-    if sqe.length > limits::DATA_BYTES_MAX {
+    let limit = match op {
+        Opcode::Discard | Opcode::WriteZeroes => u64::MAX,
+        Opcode::CompareAndWrite => limits::CAW_BYTES_MAX,
+        _ => limits::DATA_BYTES_MAX,
+    };
+    if sqe.length > limit {
         return Err(errno::EMSGSIZE);
     }
     match sqe.offset.checked_add(sqe.length) {
@@ -305,8 +389,6 @@ mod tests {
         let cases = [
             ("unknown opcode", Sqe { op: 10, ..nop }, errno::EINVAL),
             ("opcode 255", Sqe { op: 255, ..nop }, errno::EINVAL),
-            ("not served yet", Sqe { op: Opcode::Discard as u8, ..nop }, errno::EOPNOTSUPP),
-            ("readv not served yet", Sqe { op: Opcode::Readv as u8, ..nop }, errno::EOPNOTSUPP),
             ("reserved", Sqe { reserved: 1, ..read() }, errno::EINVAL),
             ("unknown flag", Sqe { flags: 1 << 15, ..read() }, errno::EINVAL),
             ("unknown class", Sqe { class: 2, ..read() }, errno::EINVAL),

@@ -2,18 +2,19 @@
 
 use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
-use ferrio_driver::{DriverInfo, FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf};
+use ferrio_driver::{DriverInfo, Segment, SubmitHalf};
 use ferrio_shm::{
-    abi::{Opcode, errno, features, limits, sqe_flags},
+    abi::{errno, features, limits},
     entry::Sqe,
     ring::RingFault,
 };
 
 mod chains;
+mod steps;
 mod volumes;
 mod waiting;
 
-use self::{chains::Saving, waiting::TRACKED};
+use self::{chains::Saving, steps::Step, waiting::TRACKED};
 use crate::{
     bell::{Bell, WaitsFor},
     cancel::Index,
@@ -21,11 +22,12 @@ use crate::{
     completion::{Post, Return, SubmitterLink},
     inject::{Command, Inbox},
     journal::{Journal, Origin},
+    locks::Locks,
     order::Order,
     queue::{Class, ClassQueues},
     request::{Accepted, Stage},
     scheduler::{Budgets, Scheduler},
-    session::{Checked, op_kind},
+    session::Checked,
     stats::Shared,
     table::{Ended, Sessions},
     timeout::Timers,
@@ -57,6 +59,9 @@ pub struct Submitter<S> {
     inbox: Inbox,
     sessions: Sessions,
     volumes: Volumes,
+    locks: Locks,
+    /// Of the vectored request that is being submitted.
+    segments: Vec<Segment>,
     classes: ClassQueues,
     scheduler: Scheduler,
     /// Free records.
@@ -104,6 +109,8 @@ impl<S: SubmitHalf> Submitter<S> {
         Ok(Self {
             sessions: Sessions::new(parts.name, &parts.bell, parts.sessions_max, parts.queues_max)?,
             volumes: Volumes::new(requests_max),
+            locks: Locks::new(requests_max),
+            segments: Vec::with_capacity(limits::IOV_MAX as usize),
             driver: parts.driver,
             shared: parts.shared,
             journal: parts.journal,
@@ -331,15 +338,19 @@ impl<S: SubmitHalf> Submitter<S> {
             let Some((queue, record)) = self.classes.pop(class) else {
                 unreachable!("the backlog said {class:?}")
             };
-            let op = match self.in_time(record, now).and_then(|()| self.op(queue, record)) {
-                Ok(op) => op,
+            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record)) {
+                Ok(Step::Held) => {
+                    self.driver.cancel_reserved(slot);
+                    continue;
+                }
+                Ok(step) => step,
                 Err(errno) => {
                     self.driver.cancel_reserved(slot);
                     self.answer(record, -errno);
                     continue;
                 }
             };
-            if let Err(slot) = self.submit(slot, record, &op) {
+            if let Err(slot) = self.submit(slot, record, &step) {
                 self.driver.cancel_reserved(slot);
                 self.classes.push_front(class, queue, record);
                 break;
@@ -353,61 +364,12 @@ impl<S: SubmitHalf> Submitter<S> {
         submitted
     }
 
-    /// Hands one op to the driver; a full batch is committed once to make room.
-    fn submit(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
-        match self.driver.submit(slot, record, op) {
-            Ok(_) => Ok(()),
-            Err(slot) => {
-                self.commit();
-                self.driver.submit(slot, record, op).map(|_| ())
-            }
-        }
-    }
-
     fn commit(&mut self) {
         self.shared.batches.add(1);
         if let Err(error) = self.driver.commit() {
             // The batch stays staged and is committed again in the next turn.
             tracing::error!(%error, staged = self.driver.staged(), "the kernel did not take a batch; it is tried again");
         }
-    }
-
-    /// What the driver is to do for a record: all of it, or what a short transfer left. Or the errno of its answer: the
-    /// volume or region may have gone, or the volume have shrunk, since it was accepted.
-    fn op(&self, queue: u32, record: u32) -> Result<Op, i32> {
-        let sqe = self.journal.sqe(record);
-        let request = &self.shared.requests[record as usize];
-        let rights = self.sessions.rights(queue);
-        let done = request.done();
-        let kind = Opcode::try_from(sqe.op).ok().and_then(op_kind).unwrap_or(OpKind::Nop);
-        let mut op = Op {
-            kind,
-            file: FileIndex(0),
-            region: RegionIndex(0),
-            region_offset: 0,
-            length: 0,
-            offset: 0,
-            fua: false,
-        };
-        if kind == OpKind::Nop {
-            return Ok(op);
-        }
-        let volume = rights.volume(sqe.volume)?;
-        op.file = volume.file;
-        if kind == OpKind::Flush {
-            return Ok(op);
-        }
-        let region = rights.region(sqe.region)?;
-        op.region = region.index;
-        op.region_offset = sqe.region_offset + done;
-        // At most DATA_BYTES_MAX, as was checked.
-        op.length = (request.length() - done) as u32;
-        op.offset = sqe.offset + done;
-        op.fua = sqe.flags & sqe_flags::FUA != 0;
-        if sqe.offset + request.length() > volume.size {
-            return Err(errno::ERANGE);
-        }
-        Ok(op)
     }
 
     // ---- what comes back
@@ -427,6 +389,7 @@ impl<S: SubmitHalf> Submitter<S> {
                     self.driver.release(tag);
                     self.issue_again(record);
                 }
+                Return::Step { record, tag, result } => self.finish_step(record, tag, result),
                 Return::Faulted { queue, fault } => {
                     self.sessions.mark_fault(queue, fault);
                     self.fault_marked();
@@ -438,15 +401,12 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn issue_again(&mut self, record: u32) {
-        let request = &self.shared.requests[record as usize];
-        let queue = request.queue();
-        if self.sessions.is_closing(queue) {
+        if self.sessions.is_closing(self.shared.requests[record as usize].queue()) {
             self.abandon(record);
             return self.settle(record);
         }
         self.shared.resubmitted.add(1);
-        request.set_stage(Stage::Queued);
-        self.classes.push_front(request.class(), queue, record);
+        self.requeue(record);
     }
 
     /// Nobody waits for the answer any more: the session has ended.
@@ -467,6 +427,7 @@ impl<S: SubmitHalf> Submitter<S> {
         if request.is_tracked() {
             self.untrack(record);
         }
+        self.unlock(record);
         self.free.push(record);
         if self.volumes.waits_for_requests() {
             self.volumes.settle(&mut self.driver, record);
@@ -492,12 +453,18 @@ impl<S: SubmitHalf> Submitter<S> {
             taken += 1;
             match command {
                 Command::AddVolume { target, reply } => {
-                    reply(self.volumes.add(self.sessions.name(), &mut self.driver, target));
+                    let added = self.volumes.add(self.sessions.name(), &mut self.driver, target);
+                    if let Ok(id) = &added {
+                        self.locks.add_volume(*id);
+                    }
+                    reply(added);
                 }
                 Command::RemoveVolume { volume, done } => self.remove_volume(volume, done),
                 Command::ResizeVolume { volume, size_bytes, done } => {
                     self.resize_volume(volume, size_bytes, done);
                 }
+                Command::SetFaults { volume, plan, reply } => reply(self.set_faults(volume, plan)),
+                Command::GetFaults { volume, reply } => reply(self.faults(volume)),
                 Command::AddRegion { session_id, index, region, reply } => {
                     reply(self.sessions.add_region(&mut self.driver, session_id, index, region));
                 }
@@ -540,6 +507,18 @@ impl<S: SubmitHalf> Submitter<S> {
         // Should nothing be waiting or in flight, no settle() will end the session.
         if let Some(ended) = self.sessions.ended_by_id(session_id) {
             return self.end(ended);
+        }
+        // Those behind locks first: what they let go on joins the class queues.
+        for record in self.held_requests_of(&slots) {
+            if !self.locks.holds(record) {
+                continue; // one before it let it go on
+            }
+            self.abandon(record);
+            self.settle(record);
+            self.start_ready();
+            if !self.sessions.is_open(session_id) {
+                return;
+            }
         }
         for slot in slots {
             while let Some(record) = self.pop_waiting(slot) {
@@ -591,6 +570,7 @@ impl<S: SubmitHalf> Submitter<S> {
             && !self.sessions.waits_for_returns()
             && !self.volumes.waits_for_requests()
             && self.order.held() == 0
+            && !self.locks.any_held()
             && !self.draining;
         self.bell.announce(if idle { WaitsFor::Urgent } else { WaitsFor::Anything });
         if !self.inbox.is_empty() || !self.link.returns.is_empty() || reaper_has_work() {

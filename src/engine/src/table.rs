@@ -246,10 +246,11 @@ impl Sessions {
         if bytes > 0 {
             let region = Region::new(Arc::clone(&spec.memory), spec.layout.arena_offset, bytes)
                 .ok_or(bad("arena beyond its memory"))?;
+            let memory = region.clone();
             let index = driver
                 .register_region(region, Pin::Yes)
                 .map_err(|source| EngineError::Driver { engine: self.name.clone(), source })?;
-            regions.push(Some(GrantedRegion { index, bytes }));
+            regions.push(Some(GrantedRegion { index, bytes, memory: Some(memory) }));
         }
         Ok(Rights::new(spec.features, volumes, regions))
     }
@@ -277,14 +278,14 @@ impl Sessions {
         if regions.get(place).is_some_and(Option::is_some) {
             return Err(EngineError::RegionInUse { session: session_id, index });
         }
-        let bytes = region.len();
+        let (bytes, memory) = (region.len(), region.clone());
         let index = driver
             .register_region(region, Pin::Yes)
             .map_err(|source| EngineError::Driver { engine: name, source })?;
         if regions.len() <= place {
             regions.resize(place + 1, None);
         }
-        regions[place] = Some(GrantedRegion { index, bytes });
+        regions[place] = Some(GrantedRegion { index, bytes, memory: Some(memory) });
         Ok(())
     }
 

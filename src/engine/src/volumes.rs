@@ -4,14 +4,19 @@
 //! coming here; a volume that changes is changed in the rights of every session. Ids are used again once a removal is
 //! done: until then all rights that name the volume say that it is gone.
 
-use std::sync::Arc;
+use std::{io, os::fd::AsFd, sync::Arc};
 
-use ferrio_driver::{SubmitHalf, Target};
+use ferrio_driver::{DriverError, FileIndex, Pin, RegionIndex, SubmitHalf, Target, TargetKind};
+use ferrio_shm::{
+    abi::{Opcode, limits},
+    mapping::{Mapping, Region, create_memfd},
+};
 use slab::Slab;
 
 use crate::{
     config::EngineError,
     inject::Done,
+    locks::PLACES,
     session::{GrantedVolume, VolumeId},
 };
 
@@ -21,6 +26,14 @@ struct Volume {
     /// Called once nothing of it is in flight; not empty while it is being removed.
     removals: Vec<Done>,
     shrink: Option<Shrink>,
+    scratch: Option<Scratch>,
+}
+
+/// Memory of the daemon's own, for what compare-and-writes compare with: [`limits::CAW_BYTES_MAX`] for each place. It comes
+/// into being page by page.
+pub(crate) struct Scratch {
+    pub(crate) index: RegionIndex,
+    pub(crate) memory: Region,
 }
 
 /// Requests issued before reach beyond the new end.
@@ -66,16 +79,33 @@ impl Volumes {
             .map_err(|source| EngineError::Driver { engine: engine.to_owned(), source })?;
         let entry = self.volumes.vacant_entry();
         let id = VolumeId(entry.key() as u32);
-        let grant = GrantedVolume {
+        let mut grant = GrantedVolume {
             id,
             file,
             size: target.size_bytes(),
             block: target.block_bytes(),
             memory_align: target.memory_align_bytes(),
             writable: !target.read_only(),
+            lacks: 0,
             gone: false,
         };
-        entry.insert(Volume { grant, target, removals: Vec::new(), shrink: None });
+        let able = target.capabilities();
+        if !able.discard.is_supported() {
+            grant = grant.lacking(Opcode::Discard);
+        }
+        if !able.write_zeroes.is_supported() {
+            grant = grant.lacking(Opcode::WriteZeroes);
+        }
+        // A null target holds nothing that could be compared.
+        let comparable = grant.writable && target.kind() != TargetKind::Null;
+        let scratch = comparable.then(|| Scratch::new(driver)).transpose().unwrap_or_else(|error| {
+            tracing::warn!(volume = target.name(), %error, "no memory for compare-and-write: it is refused there");
+            None
+        });
+        if scratch.is_none() {
+            grant = grant.lacking(Opcode::CompareAndWrite);
+        }
+        entry.insert(Volume { grant, target, removals: Vec::new(), shrink: None, scratch });
         Ok(id)
     }
 
@@ -84,6 +114,17 @@ impl Volumes {
     pub fn grant(&self, id: VolumeId) -> Option<GrantedVolume> {
         let volume = self.volumes.get(id.0 as usize)?;
         (!volume.grant.gone).then_some(volume.grant)
+    }
+
+    /// As [`Self::grant`], for who wants the volume to be there.
+    pub fn file(&self, engine: &str, id: VolumeId) -> Result<FileIndex, EngineError> {
+        let missing = || EngineError::NoVolume { engine: engine.to_owned(), volume: id.0 };
+        self.grant(id).map(|grant| grant.file).ok_or_else(missing)
+    }
+
+    /// Where compare-and-writes of a volume read to.
+    pub fn scratch(&self, id: VolumeId) -> Option<&Scratch> {
+        self.volumes.get(id.0 as usize)?.scratch.as_ref()
     }
 
     /// Somebody waits for requests: [`Self::settle`] them.
@@ -152,13 +193,19 @@ impl Volumes {
             };
             if gone {
                 self.removing.swap_remove(position);
-                self.forget(id);
+                self.forget(driver, id);
             }
         }
     }
 
-    fn forget(&mut self, id: VolumeId) {
+    fn forget(&mut self, driver: &mut impl SubmitHalf, id: VolumeId) {
         let Some(volume) = self.volumes.try_remove(id.0 as usize) else { return };
+        if let Some(scratch) = &volume.scratch
+            && let Err(busy) = driver.unregister_region(scratch.index)
+        {
+            // Its users are requests of this volume, and the driver has none: so it said.
+            tracing::error!(?busy, "the scratch memory of a removed volume is in use: a bug");
+        }
         // Let go before anyone is told: whoever waits for it may want to open it anew.
         drop(volume.target);
         self.waiting -= volume.removals.len() as u32 + u32::from(volume.shrink.is_some());
@@ -167,4 +214,27 @@ impl Volumes {
         volume.removals.into_iter().for_each(|done| done());
         volume.shrink.into_iter().flat_map(|shrink| shrink.done).for_each(|done| done());
     }
+}
+
+impl Scratch {
+    fn new(driver: &mut impl SubmitHalf) -> Result<Self, ScratchError> {
+        let bytes = PLACES as u64 * limits::CAW_BYTES_MAX;
+        let memfd = create_memfd("ferrio-scratch", bytes)?;
+        let mapping = Arc::new(Mapping::new(memfd.as_fd(), bytes as usize)?);
+        let Some(memory) = Region::new(mapping, 0, bytes) else { unreachable!("it is the whole mapping") };
+        Ok(Self { index: driver.register_region(memory.clone(), Pin::No)?, memory })
+    }
+
+    /// Where the part of a place begins, in bytes.
+    pub fn offset(place: usize) -> u64 {
+        place as u64 * limits::CAW_BYTES_MAX
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ScratchError {
+    #[error("{0}")]
+    Memory(#[from] io::Error),
+    #[error("{0}")]
+    Driver(#[from] DriverError),
 }

@@ -8,9 +8,9 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
 };
 
-use common::{BLOCK, Client, Rig, VOLUME_BYTES};
+use common::{BLOCK, Rig, VOLUME_BYTES, done, region, request};
 use ferrio_driver::{Driver, Target, aio::Aio, null::Null, uring::Uring};
-use ferrio_engine::{EngineError, VolumeId, clock, inject::Command};
+use ferrio_engine::{EngineError, VolumeId, inject::Command};
 use ferrio_shm::{
     abi::{Opcode, errno},
     entry::Sqe,
@@ -18,60 +18,22 @@ use ferrio_shm::{
 };
 
 fn read(user_data: u64, offset: u64) -> Sqe {
-    Sqe { op: Opcode::Read as u8, user_data, offset, length: BLOCK, region_offset: offset, ..Sqe::default() }
+    request(Opcode::Read, user_data, offset)
 }
 
 fn write(user_data: u64, offset: u64) -> Sqe {
-    Sqe { op: Opcode::Write as u8, ..read(user_data, offset) }
-}
-
-/// Hands over a command without reaping.
-fn send<D: Driver>(rig: &mut Rig<D>, command: Command) {
-    assert!(rig.parts.injector.send(command).is_ok());
-    rig.parts.submitter.turn(clock::now());
-}
-
-/// Turns the Submitter alone until it has taken `requests`.
-fn take<D: Driver>(rig: &mut Rig<D>, requests: u64) {
-    let accepted = |rig: &Rig<D>| -> u64 {
-        let classes = rig.snapshot().classes;
-        classes.iter().map(|class| class.counters.queued + class.counters.in_flight).sum()
-    };
-    while accepted(rig) < requests {
-        rig.parts.submitter.turn(clock::now());
-    }
-}
-
-/// Results by user_data, of exactly `count` answers.
-fn results<D: Driver>(rig: &mut Rig<D>, client: &mut Client, count: usize) -> BTreeMap<u64, i32> {
-    let mut cqes = Vec::new();
-    rig.turn_until("answers", |_| {
-        client.reap(&mut cqes);
-        cqes.len() >= count
-    });
-    (0..10).for_each(|_| {
-        rig.turn();
-    });
-    client.reap(&mut cqes);
-    let results: BTreeMap<u64, i32> = cqes.iter().map(|cqe| (cqe.user_data, cqe.result)).collect();
-    assert_eq!((cqes.len(), results.len()), (count, count), "each request has one answer: {cqes:?}");
-    results
-}
-
-fn done() -> (Box<dyn FnOnce() + Send>, mpsc::Receiver<()>) {
-    let (sender, receiver) = mpsc::channel();
-    (Box::new(move || sender.send(()).unwrap()), receiver)
+    request(Opcode::Write, user_data, offset)
 }
 
 fn remove<D: Driver>(rig: &mut Rig<D>, volume: VolumeId) -> mpsc::Receiver<()> {
     let (done, receiver) = done();
-    send(rig, Command::RemoveVolume { volume, done });
+    rig.send(Command::RemoveVolume { volume, done });
     receiver
 }
 
 fn resize<D: Driver>(rig: &mut Rig<D>, volume: VolumeId, size_bytes: u64) -> mpsc::Receiver<()> {
     let (done, receiver) = done();
-    send(rig, Command::ResizeVolume { volume, size_bytes, done });
+    rig.send(Command::ResizeVolume { volume, size_bytes, done });
     receiver
 }
 
@@ -82,17 +44,17 @@ fn a_volume_goes_with_requests_in_flight<D: Driver>() {
     let volume = rig.add_volume(target);
     let mut client = rig.open(volume, 32);
     client.submit(&(0..32).map(|n| write(n, n * BLOCK)).collect::<Vec<_>>());
-    take(&mut rig, 32);
+    rig.take(32);
     let removed = remove(&mut rig, volume);
     assert!(removed.try_recv().is_err() && open.strong_count() > 0, "requests are in flight");
-    let results = results(&mut rig, &mut client, 32);
+    let results = rig.results(&mut client, 32);
     let written = results.values().filter(|result| **result == 4096).count();
     assert_eq!(written, 4, "what the kernel had was done: {results:?}");
     assert_eq!(results.values().filter(|result| **result == -errno::ENODEV).count(), 28, "{results:?}");
     removed.try_recv().expect("the removal is done");
     assert_eq!(open.strong_count(), 0, "the target is closed");
     client.submit(&[read(1, 0), Sqe { op: Opcode::Flush as u8, user_data: 2, ..Sqe::default() }]);
-    let late = self::results(&mut rig, &mut client, 2);
+    let late = rig.results(&mut client, 2);
     assert!(late.values().all(|result| *result == -errno::ENODEV), "{late:?}");
     remove(&mut rig, volume).try_recv().expect("there is no such volume: done at once");
 }
@@ -120,7 +82,7 @@ fn the_next_volume_of_an_id_is_not_that_of_old_sessions() {
     let mut new = rig.open(second, 8);
     for (client, result) in [(&mut old, -errno::ENODEV), (&mut beside, 4096), (&mut new, 4096)] {
         client.submit(&[read(1, 0)]);
-        assert_eq!(results(&mut rig, client, 1)[&1], result);
+        assert_eq!(rig.results(client, 1)[&1], result);
     }
 }
 
@@ -130,12 +92,12 @@ fn a_removed_volume_is_granted_to_nobody() {
     let volume = rig.add_volume(Target::null(VOLUME_BYTES, 512).into());
     let mut client = rig.open(volume, 8);
     client.submit(&[read(1, 0)]);
-    take(&mut rig, 1);
+    rig.take(1);
     let removed = remove(&mut rig, volume);
     let again = remove(&mut rig, volume);
     let refused = rig.try_open(volume, 8).err().expect("it is being removed");
     assert!(matches!(refused, EngineError::Spec { .. }), "{refused}");
-    results(&mut rig, &mut client, 1);
+    rig.results(&mut client, 1);
     removed.try_recv().expect("done");
     again.try_recv().expect("done for both who asked");
 }
@@ -149,21 +111,21 @@ fn a_volume_shrinks_with_requests_beyond_its_end<D: Driver>() {
     let half = VOLUME_BYTES / 2;
     let sqes = (0..16).map(|n| write(n, if n % 2 == 0 { n * BLOCK } else { half + n * BLOCK }));
     client.submit(&sqes.collect::<Vec<_>>());
-    take(&mut rig, 16);
+    rig.take(16);
     let shrunk = resize(&mut rig, volume, half);
     assert!(shrunk.try_recv().is_err(), "two are in flight beyond the end");
-    let results = results(&mut rig, &mut client, 16);
+    let results = rig.results(&mut client, 16);
     for (n, result) in &results {
         let whole = n % 2 == 0 || *n < 4;
         assert_eq!(*result, if whole { 4096 } else { -errno::ERANGE }, "request {n}");
     }
     shrunk.try_recv().expect("nothing is in flight");
     client.submit(&[read(1, half), read(2, half - BLOCK), read(3, half - BLOCK / 2)]);
-    let late = self::results(&mut rig, &mut client, 3);
+    let late = rig.results(&mut client, 3);
     assert_eq!(late, BTreeMap::from([(1, -errno::ERANGE), (2, 4096), (3, -errno::ERANGE)]));
     resize(&mut rig, volume, VOLUME_BYTES).try_recv().expect("growing waits for nothing");
     client.submit(&[read(1, half)]);
-    assert_eq!(self::results(&mut rig, &mut client, 1)[&1], 4096);
+    assert_eq!(rig.results(&mut client, 1)[&1], 4096);
 }
 
 #[test]
@@ -182,25 +144,18 @@ fn shrinks_that_meet_wait_for_each_other() {
     let volume = rig.add_volume(Target::null(VOLUME_BYTES, 512).into());
     let mut client = rig.open(volume, 8);
     client.submit(&[read(1, VOLUME_BYTES - BLOCK)]);
-    take(&mut rig, 1);
+    rig.take(1);
     let first = resize(&mut rig, volume, VOLUME_BYTES / 2);
     resize(&mut rig, volume, VOLUME_BYTES).try_recv().expect("growing waits for nothing");
     client.submit(&[read(2, VOLUME_BYTES - BLOCK)]);
-    take(&mut rig, 2);
+    rig.take(2);
     let second = resize(&mut rig, volume, VOLUME_BYTES - BLOCK);
     assert!(first.try_recv().is_err() && second.try_recv().is_err());
     let removed = remove(&mut rig, volume);
-    results(&mut rig, &mut client, 2);
+    rig.results(&mut client, 2);
     first.try_recv().expect("done");
     second.try_recv().expect("done");
     removed.try_recv().expect("done");
-}
-
-/// A region of `bytes`, as the daemon and as the client have it.
-fn region(bytes: u64) -> (Region, Arc<Mapping>) {
-    let memfd = create_memfd("region", bytes).unwrap();
-    let map = || Arc::new(Mapping::new(memfd.as_fd(), usize::try_from(bytes).unwrap()).unwrap());
-    (Region::new(map(), 0, bytes).unwrap(), map())
 }
 
 fn add_region<D: Driver>(
@@ -209,17 +164,11 @@ fn add_region<D: Driver>(
     index: u16,
     region: Region,
 ) -> Result<(), EngineError> {
-    let (sender, receiver) = mpsc::channel();
-    let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
-    send(rig, Command::AddRegion { session_id, index, region, reply });
-    receiver.try_recv().unwrap()
+    rig.ask(|reply| Command::AddRegion { session_id, index, region, reply })
 }
 
 fn remove_region<D: Driver>(rig: &mut Rig<D>, session_id: u64, index: u16) -> Result<(), EngineError> {
-    let (sender, receiver) = mpsc::channel();
-    let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
-    send(rig, Command::RemoveRegion { session_id, index, reply });
-    receiver.try_recv().unwrap()
+    rig.ask(|reply| Command::RemoveRegion { session_id, index, reply })
 }
 
 fn a_client_brings_memory<D: Driver>() {
@@ -231,21 +180,21 @@ fn a_client_brings_memory<D: Driver>() {
     own.u64s(0, 512).unwrap().iter().for_each(|word| word.store(7, Relaxed));
     let in_region = |sqe: Sqe, offset| Sqe { region: 9, region_offset: offset, ..sqe };
     client.submit(&[in_region(write(1, 0), 0)]);
-    assert_eq!(results(&mut rig, &mut client, 1)[&1], -errno::ENXIO, "not there yet");
+    assert_eq!(rig.results(&mut client, 1)[&1], -errno::ENXIO, "not there yet");
     add_region(&mut rig, client.id, 9, daemons.clone()).unwrap();
     client.submit(&[in_region(write(1, 0), 0), in_region(write(2, 0), 4 * BLOCK)]);
-    assert_eq!(results(&mut rig, &mut client, 2), BTreeMap::from([(1, 4096), (2, -errno::EFAULT)]));
+    assert_eq!(rig.results(&mut client, 2), BTreeMap::from([(1, 4096), (2, -errno::EFAULT)]));
     // Two in flight, the others not issued.
     client.submit(&(0..8).map(|n| in_region(read(n, 0), BLOCK)).collect::<Vec<_>>());
-    take(&mut rig, 8);
+    rig.take(8);
     let busy = remove_region(&mut rig, client.id, 9).unwrap_err();
     assert!(matches!(busy, EngineError::RegionBusy { in_flight: 2, .. }), "{busy}");
     assert_eq!(busy.errno(), errno::EBUSY);
-    assert!(results(&mut rig, &mut client, 8).values().all(|result| *result == 4096));
+    assert!(rig.results(&mut client, 8).values().all(|result| *result == 4096));
     assert!(own.u64s(4096, 512).unwrap().iter().all(|word| word.load(Relaxed) == 7));
     remove_region(&mut rig, client.id, 9).unwrap();
     client.submit(&[in_region(read(1, 0), 0)]);
-    assert_eq!(results(&mut rig, &mut client, 1)[&1], -errno::ENXIO, "not there any more");
+    assert_eq!(rig.results(&mut client, 1)[&1], -errno::ENXIO, "not there any more");
     assert_eq!(remove_region(&mut rig, client.id, 9).unwrap_err().errno(), errno::ENXIO);
 }
 
@@ -285,9 +234,9 @@ fn regions_go_with_their_session() {
     let mapped = Arc::downgrade(&mapping);
     add_region(&mut rig, client.id, 1, Region::new(mapping, 0, 4 * BLOCK).unwrap()).unwrap();
     client.submit(&(0..8).map(|n| Sqe { region: 1, region_offset: 0, ..read(n, 0) }).collect::<Vec<_>>());
-    take(&mut rig, 8);
+    rig.take(8);
     let (done, closed) = done();
-    send(&mut rig, Command::CloseSession { session_id: client.id, done });
+    rig.send(Command::CloseSession { session_id: client.id, done });
     assert_eq!(add_region(&mut rig, client.id, 2, region(BLOCK).0).unwrap_err().errno(), errno::ESRCH);
     rig.turn_until("the session to end", |_| closed.try_recv().is_ok());
     assert_eq!(mapped.strong_count(), 0, "its memory is unmapped");

@@ -25,6 +25,8 @@ pub mod limits {
     pub const CHAIN_MAX: u32 = 32;
     /// Data that one request moves. Bytes.
     pub const DATA_BYTES_MAX: u64 = 1 << 30;
+    /// What one compare-and-write compares, and writes. Bytes.
+    pub const CAW_BYTES_MAX: u64 = 128 << 10;
     /// Queues of a session.
     pub const QUEUES_MAX: u32 = 64;
     /// Doorbells of a session towards the daemon.

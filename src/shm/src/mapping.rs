@@ -18,7 +18,7 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::{io, ptr, slice};
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
@@ -113,6 +113,14 @@ impl Mapping {
         Some(unsafe { slice::from_raw_parts(start, count) })
     }
 
+    /// `count` bytes from byte `offset`; none if they are out of bounds.
+    #[must_use]
+    pub fn u8s(&self, offset: usize, count: usize) -> Option<&[AtomicU8]> {
+        let start = self.words::<AtomicU8>(offset, count)?;
+        // SAFETY: as in `u32s`.
+        Some(unsafe { slice::from_raw_parts(start, count) })
+    }
+
     /// Address of `count` values of `T` at `offset`, if they lie within the mapping and are aligned.
     fn words<T>(&self, offset: usize, count: usize) -> Option<*const T> {
         let bytes = count.checked_mul(size_of::<T>())?;
@@ -129,6 +137,11 @@ impl Mapping {
         }
         // SAFETY: offset <= self.bytes, so the result lies in the mapping or one past its end.
         Some(unsafe { self.base.add(offset) })
+    }
+
+    /// Whether an arena hands out parts of it as buffers that nobody else may look at.
+    pub(crate) fn has_arena(&self) -> bool {
+        self.arena.load(Ordering::Relaxed)
     }
 
     /// Claims the mapping for the one arena that may hand out parts of it.

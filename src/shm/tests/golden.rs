@@ -218,6 +218,7 @@ fn limits_and_errnos() {
         ("IOV_MAX", u64::from(limits::IOV_MAX)),
         ("CHAIN_MAX", u64::from(limits::CHAIN_MAX)),
         ("DATA_BYTES_MAX", limits::DATA_BYTES_MAX),
+        ("CAW_BYTES_MAX", limits::CAW_BYTES_MAX),
         ("QUEUES_MAX", u64::from(limits::QUEUES_MAX)),
         ("DOORBELLS_MAX", u64::from(limits::DOORBELLS_MAX)),
         ("REGIONS_MAX", u64::from(limits::REGIONS_MAX)),

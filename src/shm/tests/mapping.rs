@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ferrio_shm::abi::{MAGIC, SessionState};
+use ferrio_shm::arena::Arena;
 use ferrio_shm::entry::{Cqe, Sqe};
+use ferrio_shm::fork::ForkGuard;
 use ferrio_shm::layout::{QueueLayout, QueueSpec, SessionLayout};
 use ferrio_shm::mapping::{
     HeaderError, MappedQueue, Mapping, Region, RegionError, SessionHeader, check_memfd, create_memfd,
@@ -211,4 +213,53 @@ fn region_slices_stay_inside() {
     {
         assert!(region.slice(offset, length).is_none(), "{offset} {length}");
     }
+}
+
+#[test]
+fn words_of_a_region_are_bounded_by_it() {
+    let fd = create_memfd("region", 3 * 4096).unwrap();
+    let region = Region::new(map(&fd, 3 * 4096), 4096, 4096).unwrap();
+    region.u64s(16, 1).unwrap()[0].store(7, Ordering::Relaxed);
+    assert_eq!(map(&fd, 3 * 4096).u64s(4096 + 16, 1).unwrap()[0].load(Ordering::Relaxed), 7);
+    assert!(region.u64s(4088, 1).is_some());
+    assert!(region.u64s(4088, 2).is_none(), "beyond the region, within the mapping");
+    assert!(region.u64s(4, 1).is_none(), "misaligned");
+    assert!(region.u64s(u64::MAX - 7, 1).is_none());
+    assert!(region.u64s(0, usize::MAX).is_none());
+}
+
+#[test]
+fn regions_are_compared_byte_by_byte() {
+    let (a, b) = (create_memfd("a", 8192).unwrap(), create_memfd("b", 8192).unwrap());
+    let (a, b) = (map(&a, 8192), map(&b, 8192));
+    for (index, byte) in a.u8s(0, 8192).unwrap().iter().enumerate() {
+        byte.store(index as u8, Ordering::Relaxed);
+    }
+    // The same bytes, one further on.
+    for (index, byte) in b.u8s(1, 8191).unwrap().iter().enumerate() {
+        byte.store(index as u8, Ordering::Relaxed);
+    }
+    let words = Arc::clone(&a);
+    let (a, b) = (Region::new(a, 0, 8192).unwrap(), Region::new(b, 0, 4096).unwrap());
+    assert_eq!(a.equals(0, &b, 1, 4095), Some(true), "misaligned to each other");
+    assert_eq!(a.equals(0, &b, 0, 4096), Some(false));
+    assert_eq!(a.equals(0, &a, 256, 1024), Some(true), "aligned");
+    assert_eq!(a.equals(8, &a, 264, 13), Some(true), "part of a word");
+    assert_eq!(a.equals(0, &b, 4096, 0), Some(true), "nothing is equal to nothing");
+    assert_eq!(a.equals(0, &b, 1, 4096), None, "beyond the region");
+    assert_eq!(a.equals(u64::MAX, &b, 0, 1), None);
+    for (place, length) in [(0, 1024), (1023, 1024), (512, 1024), (1002, 1003)] {
+        words.u8s(place, 1).unwrap()[0].store(place as u8 ^ 1, Ordering::Relaxed);
+        assert_eq!(a.equals(0, &a, 2048, length), Some(false), "byte {place} of {length}");
+        words.u8s(place, 1).unwrap()[0].store(place as u8, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn memory_that_is_lent_as_buffers_is_not_looked_at() {
+    let fd = create_memfd("arena", 8192).unwrap();
+    let region = Region::new(map(&fd, 8192), 0, 8192).unwrap();
+    assert!(region.u64s(0, 1).is_some());
+    let _arena = Arena::new(0, region.clone(), ForkGuard::new().unwrap()).unwrap();
+    assert!(region.u64s(0, 1).is_none() && region.equals(0, &region, 0, 8).is_none());
 }

@@ -3,16 +3,23 @@
 //! These are commands of the daemon and rare. They look at every record of the engine once, and let the requests that
 //! they concern be found by a mark from then on.
 
-use ferrio_driver::SubmitHalf;
-use ferrio_shm::entry::Sqe;
+use ferrio_driver::{FaultPlan, FaultStatus, SubmitHalf};
+use ferrio_shm::{abi::errno, entry::Sqe};
 
 use super::Submitter;
-use crate::{inject::Done, request::Stage, session::VolumeId};
+use crate::{config::EngineError, inject::Done, request::Stage, session::VolumeId};
 
 impl<S: SubmitHalf> Submitter<S> {
     /// New requests get ENODEV, so do those that were not issued; `done` once the others have settled.
     pub(super) fn remove_volume(&mut self, volume: VolumeId, done: Done) {
         self.sessions.set_volume(volume, |grant| grant.gone = true);
+        let waiting: Vec<u32> =
+            self.requests_of(volume).map(|(record, _)| record).filter(|record| self.waits(*record)).collect();
+        for record in waiting {
+            self.pull_out(record);
+            self.answer(record, -errno::ENODEV);
+        }
+        self.start_ready();
         self.volumes.remove(&mut self.driver, volume, done);
     }
 
@@ -20,17 +27,52 @@ impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn resize_volume(&mut self, volume: VolumeId, size: u64, done: Done) {
         self.sessions.set_volume(volume, |grant| grant.size = size);
         let beyond: Vec<u32> = self
-            .issued_requests_of(volume)
+            .requests_of(volume)
+            .filter(|(record, _)| self.shared.requests[*record as usize].was_issued())
             .filter(|(_, sqe)| sqe.offset.saturating_add(sqe.length) > size)
             .map(|(record, _)| record)
             .collect();
         self.volumes.resize(volume, size, beyond.into_iter(), done);
     }
 
-    /// Records, with their SQEs, that were given to the driver once and are not answered.
-    fn issued_requests_of(&self, volume: VolumeId) -> impl Iterator<Item = (u32, Sqe)> {
+    /// Sets the faults of a volume, where the driver can.
+    pub(super) fn set_faults(&mut self, volume: VolumeId, plan: FaultPlan) -> Result<(), EngineError> {
+        let file = self.volumes.file(self.sessions.name(), volume)?;
+        let engine = || self.sessions.name().to_owned();
+        self.driver
+            .set_faults(file, plan)
+            .map_err(|source| EngineError::Faults { engine: engine(), source })?;
+        // What the faults before held back goes on with a commit.
+        self.commit();
+        Ok(())
+    }
+
+    /// The faults of a volume.
+    pub(super) fn faults(&self, volume: VolumeId) -> Result<Option<FaultStatus>, EngineError> {
+        let file = self.volumes.file(self.sessions.name(), volume)?;
+        Ok(self.driver.faults(file))
+    }
+
+    /// Requests of sessions' queues that locks keep back.
+    pub(super) fn held_requests_of(&self, slots: &[u32]) -> Vec<u32> {
+        if !self.locks.any_held() {
+            return Vec::new();
+        }
+        let requests = (0..).zip(&self.shared.requests);
+        let held = requests
+            .filter(|(record, request)| self.locks.holds(*record) && slots.contains(&request.queue()));
+        held.map(|(record, _)| record).collect()
+    }
+
+    /// The request waits to be issued, or to go on, in a class queue or behind a lock.
+    fn waits(&self, record: u32) -> bool {
+        self.shared.requests[record as usize].stage() == Stage::Queued
+    }
+
+    /// Records, with their SQEs, that are not answered.
+    fn requests_of(&self, volume: VolumeId) -> impl Iterator<Item = (u32, Sqe)> {
         (0..).zip(&self.shared.requests).filter_map(move |(record, request)| {
-            if request.stage() == Stage::Free || !request.was_issued() {
+            if request.stage() == Stage::Free {
                 return None;
             }
             let sqe = self.journal.sqe(record);

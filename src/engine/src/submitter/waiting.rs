@@ -1,8 +1,8 @@
 //! What a session that was granted cancel or order has more: requests that wait for others, until a time, or until they are
 //! taken back. Requests of other sessions are not *tracked* and never come here.
 //!
-//! A tracked request that is not issued is in one place: held back or let go in [`crate::order`], or in its class queue. So
-//! whoever takes it out of there answers it, and nobody else does.
+//! A tracked request that is not issued is in one place: held back or let go in [`crate::order`], or behind a lock
+//! ([`crate::locks`]), or in its class queue. So whoever takes it out of there answers it, and nobody else does.
 
 use std::time::Duration;
 
@@ -105,12 +105,20 @@ impl<S: SubmitHalf> Submitter<S> {
     fn take_back(&mut self, record: u32, errno: i32) {
         let request = &self.shared.requests[record as usize];
         debug_assert_eq!((request.stage(), request.was_issued()), (Stage::Queued, false));
-        if self.order.withdraw(record) {
+        self.pull_out(record);
+        self.answer(record, -errno);
+    }
+
+    /// Takes a request out of where it waits.
+    pub(super) fn pull_out(&mut self, record: u32) {
+        let request = &self.shared.requests[record as usize];
+        if self.locks.holds(record) {
+            self.unlock(record);
+        } else if self.order.withdraw(record) {
             self.count_held(request.queue());
         } else {
             self.classes.remove(request.class(), request.queue(), record);
         }
-        self.answer(record, -errno);
     }
 
     /// Answers those whose time is over.

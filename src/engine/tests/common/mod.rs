@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
+    collections::BTreeMap,
     os::fd::AsFd,
     path::PathBuf,
     sync::{Arc, Mutex, mpsc},
@@ -14,14 +15,15 @@ use ferrio_engine::{
     EngineConfig, EngineError, Grant, QueueAttach, SessionSpec, Threads, VolumeId,
     clock::{self, Nanos},
     engine::Threaded,
-    inject::Command,
+    inject::{Command, Reply},
     stats::{self, EngineSnapshot, QueueShared},
 };
 use ferrio_shm::{
+    abi::Opcode,
     doorbell::{DoorbellRx, DoorbellTx, doorbell_to_client, doorbell_to_daemon},
     entry::{Cqe, Sqe},
     layout::{QueueSpec, SessionLayout},
-    mapping::{MappedQueue, Mapping, SessionHeader, create_memfd},
+    mapping::{MappedQueue, Mapping, Region, SessionHeader, create_memfd},
     ring::{CqConsumer, SqProducer},
 };
 
@@ -30,6 +32,24 @@ pub mod puppet;
 pub const BLOCK: u64 = 4096;
 pub const VOLUME_BYTES: u64 = 1 << 20;
 pub const ARENA_BYTES: u64 = 1 << 20;
+
+/// A request for one block; its data lies in the arena where the volume has it.
+pub fn request(op: Opcode, user_data: u64, offset: u64) -> Sqe {
+    Sqe { op: op as u8, user_data, offset, length: BLOCK, region_offset: offset, ..Sqe::default() }
+}
+
+/// A callback, and what it sends when it is called.
+pub fn done() -> (Box<dyn FnOnce() + Send>, mpsc::Receiver<()>) {
+    let (sender, receiver) = mpsc::channel();
+    (Box::new(move || sender.send(()).unwrap()), receiver)
+}
+
+/// A region of `bytes`, as the daemon and as the client have it.
+pub fn region(bytes: u64) -> (Region, Arc<Mapping>) {
+    let memfd = create_memfd("region", bytes).unwrap();
+    let map = || Arc::new(Mapping::new(memfd.as_fd(), usize::try_from(bytes).unwrap()).unwrap());
+    (Region::new(map(), 0, bytes).unwrap(), map())
+}
 
 /// Engine under test.
 pub struct Rig<D: Driver> {
@@ -40,6 +60,8 @@ pub struct Rig<D: Driver> {
     pub clock: fn() -> Nanos,
     /// Features of the sessions that are opened.
     pub features: u64,
+    /// Sleeps when there is nothing to do, as the thread would.
+    pub sleeps: bool,
     next_session: u64,
 }
 
@@ -73,6 +95,7 @@ impl<D: Driver> Rig<D> {
             queues_max: 16,
             sessions_max: 8,
             regions_per_session: 4,
+            faults: false,
             threads,
             spin_us: 0,
             budgets: [4, 2, 2],
@@ -80,7 +103,15 @@ impl<D: Driver> Rig<D> {
             epoch: 1,
         };
         let parts = Threaded::<D>::new(&config).unwrap();
-        Self { parts, dir, queues: Vec::new(), clock: clock::now, features: 0, next_session: 1 }
+        Self {
+            parts,
+            dir,
+            queues: Vec::new(),
+            clock: clock::now,
+            features: 0,
+            sleeps: false,
+            next_session: 1,
+        }
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -169,8 +200,62 @@ impl<D: Driver> Rig<D> {
         let limit = Instant::now() + Duration::from_secs(10);
         while !done(self) {
             assert!(Instant::now() < limit, "waited ten seconds for {what}: {:?}", self.snapshot());
-            self.turn();
+            if self.turn() == 0 && self.sleeps {
+                let Threaded { submitter, reaper, .. } = &mut self.parts;
+                submitter.sleep(|| reaper.has_posts()).unwrap();
+            }
         }
+    }
+
+    /// Hands over a command without reaping.
+    pub fn send(&mut self, command: Command) {
+        assert!(self.parts.injector.send(command).is_ok());
+        self.parts.submitter.turn(clock::now());
+    }
+
+    /// Requests accepted and not answered.
+    pub fn pending(&self) -> u64 {
+        let classes = self.snapshot().classes;
+        classes.iter().map(|class| class.counters.queued + class.counters.in_flight).sum()
+    }
+
+    /// Turns the Submitter alone until `requests` are accepted and not answered.
+    pub fn take(&mut self, requests: u64) {
+        while self.pending() < requests {
+            self.parts.submitter.turn(clock::now());
+        }
+    }
+
+    /// Results by user_data, of exactly `count` answers.
+    pub fn results(&mut self, client: &mut Client, count: usize) -> BTreeMap<u64, i32> {
+        let mut cqes = Vec::new();
+        self.turn_until("answers", |_| {
+            client.reap(&mut cqes);
+            cqes.len() >= count
+        });
+        (0..10).for_each(|_| {
+            self.turn();
+        });
+        client.reap(&mut cqes);
+        let results: BTreeMap<u64, i32> = cqes.iter().map(|cqe| (cqe.user_data, cqe.result)).collect();
+        assert_eq!((cqes.len(), results.len()), (count, count), "each request has one answer: {cqes:?}");
+        results
+    }
+
+    /// The one answer to one request.
+    pub fn result(&mut self, client: &mut Client, sqe: Sqe) -> i32 {
+        client.submit(&[sqe]);
+        self.results(client, 1)[&sqe.user_data]
+    }
+
+    /// Asks for something and waits for its outcome, without reaping.
+    pub fn ask<T: Send + 'static>(
+        &mut self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, EngineError> {
+        let (sender, receiver) = mpsc::channel();
+        self.send(command(Box::new(move |outcome| sender.send(outcome).unwrap())));
+        receiver.try_recv().unwrap()
     }
 
     pub fn snapshot(&self) -> EngineSnapshot {

@@ -1,0 +1,326 @@
+//! What the driver is to do for a request, step by step.
+//!
+//! Most requests are one operation, and another one for the rest of a short transfer: the reaper judges those. A request
+//! with different steps is stepwise: the reaper hands the result of each to [`Submitter::finish_step`], which says what
+//! comes next.
+//!
+//! | request | steps |
+//! |---|---|
+//! | discard, write-zeroes | pieces of at most [`PIECE_BYTES`]; with FUA a flush |
+//! | compare-and-write | take the range lock; read; compare; write |
+
+use std::ops::Range;
+
+use ferrio_driver::{FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf, Tag};
+use ferrio_shm::{
+    abi::{Opcode, errno, sqe_flags},
+    entry::Sqe,
+};
+
+use super::Submitter;
+use crate::{
+    completion::{Verdict, judge},
+    locks::Admission,
+    request::Stage,
+    session::{GrantedVolume, has_volume},
+    vectored,
+    volumes::Scratch,
+};
+
+/// Longest range that is discarded or zeroed by one operation, and what its cuts are multiples of. Zeroes may have to be
+/// written: a piece is what a helper thread is away for.
+const PIECE_BYTES: u64 = 64 << 20;
+
+/// What comes next for a request.
+pub(super) enum Step {
+    /// This operation.
+    Op(Op),
+    /// This one, with the segments that the Submitter has gathered.
+    Vectored(Op),
+    /// Nothing now: a lock keeps it back.
+    Held,
+}
+
+impl<S: SubmitHalf> Submitter<S> {
+    /// The next step: all of a request, or what is left of it. Or the errno of its answer: the volume or region may have
+    /// gone, or the volume have shrunk, since it was accepted.
+    #[inline]
+    pub(super) fn next_step(&mut self, queue: u32, record: u32) -> Result<Step, i32> {
+        let sqe = self.journal.sqe(record);
+        let (read, write) = (sqe.op == Opcode::Read as u8, sqe.op == Opcode::Write as u8);
+        if !(read || write) {
+            return self.next_step_of_others(queue, record, &sqe);
+        }
+        let rights = self.sessions.rights(queue);
+        let volume = rights.volume(sqe.volume)?;
+        let region = rights.region(sqe.region)?;
+        let request = &self.shared.requests[record as usize];
+        let (length, done) = (request.length(), request.done());
+        let range = sqe.offset..sqe.offset + length;
+        if range.end > volume.size {
+            return Err(errno::ERANGE);
+        }
+        if write && self.locks.write(volume.id, record, range) == Admission::Held {
+            return Ok(Step::Held);
+        }
+        Ok(Step::Op(Op {
+            kind: if write { OpKind::Write } else { OpKind::Read },
+            file: volume.file,
+            region: region.index,
+            region_offset: sqe.region_offset + done,
+            // At most DATA_BYTES_MAX, as was checked.
+            length: (length - done) as u32,
+            offset: sqe.offset + done,
+            fua: sqe.flags & sqe_flags::FUA != 0,
+        }))
+    }
+
+    /// The next step of what is not a plain read or write.
+    #[inline(never)]
+    fn next_step_of_others(&mut self, queue: u32, record: u32, sqe: &Sqe) -> Result<Step, i32> {
+        let Ok(opcode) = Opcode::try_from(sqe.op) else { unreachable!("checked opcode {}", sqe.op) };
+        let mut op = Op {
+            kind: OpKind::Nop,
+            file: FileIndex(0),
+            region: RegionIndex(0),
+            region_offset: 0,
+            length: 0,
+            offset: 0,
+            fua: false,
+        };
+        if !has_volume(opcode) {
+            return Ok(Step::Op(op));
+        }
+        let volume = *self.sessions.rights(queue).volume(sqe.volume)?;
+        op.file = volume.file;
+        if opcode == Opcode::Flush {
+            op.kind = OpKind::Flush;
+            return Ok(Step::Op(op));
+        }
+        if sqe.offset + sqe.length > volume.size {
+            return Err(errno::ERANGE);
+        }
+        op.offset = sqe.offset + self.shared.requests[record as usize].done();
+        op.fua = sqe.flags & sqe_flags::FUA != 0;
+        match opcode {
+            Opcode::Readv | Opcode::Writev => self.next_vectored(queue, record, sqe, &volume, op),
+            Opcode::CompareAndWrite => self.next_of_compare_and_write(queue, record, sqe, &volume, op),
+            _ => self.next_piece(record, sqe, &volume, op),
+        }
+    }
+
+    fn admit_write(&mut self, volume: &GrantedVolume, record: u32, range: Range<u64>, step: Step) -> Step {
+        match self.locks.write(volume.id, record, range) {
+            Admission::Granted => step,
+            Admission::Held => Step::Held,
+        }
+    }
+
+    fn next_vectored(
+        &mut self,
+        queue: u32,
+        record: u32,
+        sqe: &Sqe,
+        volume: &GrantedVolume,
+        mut op: Op,
+    ) -> Result<Step, i32> {
+        let request = &self.shared.requests[record as usize];
+        let done = request.done();
+        let Self { sessions, segments, .. } = self;
+        segments.clear();
+        vectored::gather(sessions.rights(queue), sqe, volume, |segment| segments.push(segment))?;
+        vectored::skip(segments, done);
+        op.length = (sqe.length - done) as u32;
+        if sqe.op == Opcode::Readv as u8 {
+            op.kind = OpKind::Read;
+            return Ok(Step::Vectored(op));
+        }
+        op.kind = OpKind::Write;
+        Ok(self.admit_write(volume, record, sqe.offset..sqe.offset + sqe.length, Step::Vectored(op)))
+    }
+
+    fn next_piece(
+        &mut self,
+        record: u32,
+        sqe: &Sqe,
+        volume: &GrantedVolume,
+        mut op: Op,
+    ) -> Result<Step, i32> {
+        let request = &self.shared.requests[record as usize];
+        request.set_stepwise();
+        op.fua = false;
+        let piece = piece(sqe, request.done());
+        if piece == 0 {
+            op.kind = OpKind::Flush;
+            return Ok(Step::Op(op));
+        }
+        op.kind = if sqe.op == Opcode::Discard as u8 { OpKind::Discard } else { OpKind::WriteZeroes };
+        op.length = piece as u32;
+        Ok(self.admit_write(volume, record, sqe.offset..sqe.offset + sqe.length, Step::Op(op)))
+    }
+
+    fn next_of_compare_and_write(
+        &mut self,
+        queue: u32,
+        record: u32,
+        sqe: &Sqe,
+        volume: &GrantedVolume,
+        mut op: Op,
+    ) -> Result<Step, i32> {
+        let request = &self.shared.requests[record as usize];
+        request.set_stepwise();
+        let done = request.done();
+        let range = sqe.offset..sqe.offset + sqe.length;
+        if self.locks.compare_and_write(volume.id, record, range) == Admission::Held {
+            return Ok(Step::Held);
+        }
+        let Some((place, equal)) = self.locks.place(record) else {
+            unreachable!("request {record} was granted a place")
+        };
+        op.length = (sqe.length - done) as u32;
+        if equal {
+            op.kind = OpKind::Write;
+            op.region = self.sessions.rights(queue).region(sqe.region)?.index;
+            op.region_offset = sqe.region_offset + sqe.length + done;
+        } else {
+            let scratch = self.volumes.scratch(volume.id).ok_or(errno::ENODEV)?;
+            (op.kind, op.fua) = (OpKind::Read, false);
+            op.region = scratch.index;
+            op.region_offset = Scratch::offset(place) + done;
+        }
+        Ok(Step::Op(op))
+    }
+
+    /// Hands a step to the driver; a full batch is committed once to make room.
+    pub(super) fn submit(&mut self, slot: Reserved, record: u32, step: &Step) -> Result<(), Reserved> {
+        let op = match step {
+            Step::Op(op) => op,
+            Step::Vectored(op) => return self.submit_vectored(slot, record, op),
+            Step::Held => unreachable!("nothing to submit"),
+        };
+        match self.driver.submit(slot, record, op) {
+            Ok(_) => Ok(()),
+            Err(slot) => {
+                self.commit();
+                self.driver.submit(slot, record, op).map(|_| ())
+            }
+        }
+    }
+
+    fn submit_vectored(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
+        let first = self.segments[0];
+        let alone = Op { region: first.region, region_offset: first.offset, length: first.length, ..*op };
+        if self.segments.len() == 1 {
+            return self.submit(slot, record, &Step::Op(alone));
+        }
+        let Err(slot) = self.driver.submit_vectored(slot, record, op, &self.segments) else { return Ok(()) };
+        self.commit();
+        match self.driver.submit_vectored(slot, record, op, &self.segments) {
+            Ok(_) => Ok(()),
+            // The driver has as many vectored requests as it can: this one goes on segment by segment, like one that is
+            // short, so that it holds up nobody.
+            Err(slot) => self.driver.submit(slot, record, &alone).map(|_| ()),
+        }
+    }
+
+    /// A step of a stepwise request has its result.
+    pub(super) fn finish_step(&mut self, record: u32, tag: Tag, result: i32) {
+        self.driver.release(tag);
+        let request = &self.shared.requests[record as usize];
+        if self.sessions.is_closing(request.queue()) {
+            self.abandon(record);
+            return self.settle(record);
+        }
+        let sqe = self.journal.sqe(record);
+        let outcome = if sqe.op == Opcode::CompareAndWrite as u8 {
+            self.compare_and_write_did(record, &sqe, result)
+        } else {
+            self.piece_did(record, &sqe, result)
+        };
+        match outcome {
+            None => self.requeue(record),
+            Some(result) => {
+                // Before the answer: who waits for the range need not wait for the client.
+                self.unlock(record);
+                self.answer(record, result);
+            }
+        }
+    }
+
+    /// The answer, or `None` if there is another step.
+    fn piece_did(&self, record: u32, sqe: &Sqe, result: i32) -> Option<i32> {
+        let request = &self.shared.requests[record as usize];
+        if result < 0 {
+            return match judge(request, result) {
+                Verdict::Again => None,
+                Verdict::Answer(result) => Some(result),
+            };
+        }
+        let piece = piece(sqe, request.done());
+        request.complete_piece(piece);
+        let whole = request.done() == sqe.length;
+        let flushed = piece == 0 || sqe.flags & sqe_flags::FUA == 0;
+        (whole && flushed).then_some(0)
+    }
+
+    /// The answer, or `None` if there is another step.
+    fn compare_and_write_did(&mut self, record: u32, sqe: &Sqe, result: i32) -> Option<i32> {
+        let request = &self.shared.requests[record as usize];
+        let Verdict::Answer(result) = judge(request, result) else { return None };
+        let Some((place, equal)) = self.locks.place(record) else {
+            unreachable!("request {record} has its place until it is over")
+        };
+        if result < 0 || equal {
+            return Some(result);
+        }
+        match self.compare(request.queue(), sqe, place) {
+            Ok(true) => {
+                self.locks.set_equal(record);
+                request.rewind();
+                None
+            }
+            Ok(false) => Some(-errno::EILSEQ),
+            Err(errno) => Some(-errno),
+        }
+    }
+
+    /// Whether the volume holds what the client expects. Its memory is read once: a client that changes it meanwhile
+    /// compares with a mixture of its own making.
+    fn compare(&self, queue: u32, sqe: &Sqe, place: usize) -> Result<bool, i32> {
+        let rights = self.sessions.rights(queue);
+        let scratch = self.volumes.scratch(rights.volume(sqe.volume)?.id).ok_or(errno::ENODEV)?;
+        let region = rights.region(sqe.region)?.memory.as_ref().ok_or(errno::EFAULT)?;
+        let held = Scratch::offset(place);
+        region.equals(sqe.region_offset, &scratch.memory, held, sqe.length).ok_or(errno::EFAULT)
+    }
+
+    /// The request goes on before the others of its queue.
+    pub(super) fn requeue(&mut self, record: u32) {
+        let request = &self.shared.requests[record as usize];
+        request.set_stage(Stage::Queued);
+        self.classes.push_front(request.class(), request.queue(), record);
+    }
+
+    /// The request is over, and so are its locks.
+    #[inline]
+    pub(super) fn unlock(&mut self, record: u32) {
+        if self.locks.knows(record) {
+            self.forget_locks(record);
+        }
+    }
+
+    #[inline(never)]
+    fn forget_locks(&mut self, record: u32) {
+        self.locks.forget(record);
+        while let Some(ready) = self.locks.next_ready() {
+            let request = &self.shared.requests[ready as usize];
+            self.classes.push_front(request.class(), request.queue(), ready);
+        }
+    }
+}
+
+/// Bytes of the next piece of a discard or write-zeroes; 0 when all are done.
+fn piece(sqe: &Sqe, done: u64) -> u64 {
+    let start = sqe.offset + done;
+    (PIECE_BYTES - start % PIECE_BYTES).min(sqe.length - done)
+}
