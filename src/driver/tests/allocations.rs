@@ -10,7 +10,8 @@ use ferrio_driver::aio::Aio;
 use ferrio_driver::null::Null;
 use ferrio_driver::uring::Uring;
 use ferrio_driver::{
-    Driver, DriverConfig, Op, OpKind, OpenOptions, Pin, ReapHalf, RegionIndex, Shape, SubmitHalf, Target,
+    Driver, DriverConfig, Op, OpKind, OpenOptions, Pin, ReapHalf, RegionIndex, Segment, Shape, SubmitHalf,
+    Target,
 };
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
 use rustix::event::{EventfdFlags, eventfd};
@@ -42,10 +43,10 @@ static ALLOCATOR: Counting = Counting;
 
 const DEPTH: u32 = 32;
 
-/// Reads, writes, flushes, nops and bad requests, committed, slept for and released.
-fn requests_allocate_nothing<D: Driver>() {
+/// All kinds of requests, and bad ones, committed, slept for and released.
+fn requests_allocate_nothing<D: Driver>(page_cache: bool) {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("directory");
-    let options = OpenOptions { create_bytes: Some(1 << 20), ..OpenOptions::default() };
+    let options = OpenOptions { create_bytes: Some(1 << 20), page_cache, ..OpenOptions::default() };
     let target = Target::open(&directory.path().join("volume"), &options).expect("target");
     let (mut submit, mut reap) =
         D::open(&DriverConfig { depth: DEPTH, shape: Shape::One, ..DriverConfig::default() })
@@ -74,7 +75,14 @@ fn requests_allocate_nothing<D: Driver>() {
                 fua: n % 3 == 0,
             };
             let slot = submit.reserve().expect("a slot");
-            submit.submit(slot, n, &op).expect("room");
+            let half = Segment { region, offset: op.region_offset, length: 2048 };
+            let submitted = match n {
+                10 | 14 => submit.submit_vectored(slot, n, &op, &[half, half]),
+                11 => submit.submit(slot, n, &Op { kind: OpKind::Discard, ..op }),
+                13 => submit.submit(slot, n, &Op { kind: OpKind::WriteZeroes, ..op }),
+                _ => submit.submit(slot, n, &op),
+            };
+            submitted.expect("room");
         }
         let mut left = DEPTH;
         while left > 0 {
@@ -92,17 +100,22 @@ fn requests_allocate_nothing<D: Driver>() {
 
 #[test]
 fn io_uring_allocates_nothing() {
-    requests_allocate_nothing::<Uring>();
+    requests_allocate_nothing::<Uring>(false);
 }
 
 #[test]
 fn aio_allocates_nothing() {
-    requests_allocate_nothing::<Aio>();
+    requests_allocate_nothing::<Aio>(false);
+}
+
+#[test]
+fn aio_allocates_nothing_for_helpers() {
+    requests_allocate_nothing::<Aio>(true);
 }
 
 #[test]
 fn null_allocates_nothing() {
-    requests_allocate_nothing::<Null>();
+    requests_allocate_nothing::<Null>(false);
 }
 
 #[test]

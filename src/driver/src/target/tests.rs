@@ -81,3 +81,35 @@ fn a_null_target_has_no_description() {
     assert_eq!((target.kind(), target.size_bytes(), target.block_bytes()), (TargetKind::Null, 1 << 30, 4096));
     assert!(target.as_fd().is_none() && target.path().is_none() && !target.direct());
 }
+
+#[test]
+fn finding_out_what_it_can_changes_nothing() {
+    use std::os::unix::fs::FileExt;
+    let directory = tempfile::tempdir().expect("tempdir");
+    let path = directory.path().join("volume");
+    let file = File::options().create_new(true).read(true).write(true).open(&path).expect("file");
+    // Neither allocated in whole nor a multiple of a page, as a file may be.
+    file.set_len(1 << 20).expect("size");
+    file.write_all_at(&[7; 512], 512).expect("write");
+    file.sync_all().expect("sync");
+    let before = file.metadata().expect("metadata");
+    for _ in 0..2 {
+        let target = Target::open(&path, &OpenOptions::default()).expect("target");
+        assert!(target.capabilities().write_zeroes.is_supported(), "{:?}", target.capabilities());
+    }
+    let after = file.metadata().expect("metadata");
+    assert_eq!((after.len(), after.blocks()), (before.len(), before.blocks()));
+    let mut back = [0; 2048];
+    file.read_exact_at(&mut back, 0).expect("read");
+    assert_eq!(
+        (&back[..512], &back[512..1024], &back[1024..]),
+        (&[0; 512][..], &[7; 512][..], &[0; 1024][..])
+    );
+
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let read_only = Target::open(&path, &options).expect("target");
+    assert!(
+        !read_only.capabilities().discard.is_supported()
+            && !read_only.capabilities().write_zeroes.is_supported()
+    );
+}

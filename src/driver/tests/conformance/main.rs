@@ -8,6 +8,7 @@ mod bounds;
 mod child;
 mod errors;
 mod faults;
+mod fuse;
 mod interrupted;
 mod large;
 mod loop_device;
@@ -20,6 +21,7 @@ mod seccomp;
 mod shutdown;
 mod signals;
 mod sleeping;
+mod slow_disk;
 mod transfers;
 mod vectored;
 
@@ -112,6 +114,9 @@ macro_rules! real {
                 errors::bad_request_amid_a_batch_loses_no_other,
                 shutdown::staged_requests_are_forgotten,
                 loop_device::block_device_round_trip,
+                slow_disk::direct_file_does_not_keep_the_thread,
+                slow_disk::cached_file_does_not_keep_the_thread,
+                slow_disk::full_device_does_not_keep_the_thread,
             ]
         );
     };
