@@ -286,3 +286,47 @@ fn regions_go_with_their_session() {
     wait_until("the sessions to end", || sessions(&beside.daemon).len() == 1);
     beside.finish();
 }
+
+#[test]
+fn an_arena_is_in_huge_pages_or_says_why_not() {
+    let mut daemon = DaemonBuilder::new().file("target", MIB).start();
+    let asked = |arena_bytes| v1::OpenSessionRequest {
+        hugepages: true,
+        arena_bytes,
+        ..request(&[("target", Access::ReadWriteShared)], 64)
+    };
+    let opened = open_request(&daemon.control(), asked(8 * MIB)).expect("a session, in any case");
+    assert_eq!(opened.arena_offset % (2 * MIB), 0);
+    let mut session = RawSession::attach(&opened);
+    assert_eq!(session.result_of(&write(0, 8 * MIB - BLOCK, 0)), WHOLE);
+    assert_eq!(session.result_of(&read(0, 0, 0)), WHOLE);
+    let listed = &sessions(&daemon)[0];
+    assert_eq!(
+        (&listed["hugepages"], &listed["hugepages_bytes"]),
+        (&true.into(), &opened.hugepages_bytes.into())
+    );
+    assert_eq!(listed["hugepages_reason"], opened.hugepages_reason);
+    let info = |daemon: &Daemon| daemon.ctl(&["info"]).expect(0).stdout;
+    if opened.hugepages_bytes == 8 * MIB {
+        assert_eq!(opened.hugepages_reason, "");
+        // What the kernel says of the daemon's mapping.
+        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", daemon.process().pid())).unwrap();
+        let kib: u64 = smaps
+            .lines()
+            .filter_map(|line| line.strip_prefix("ShmemPmdMapped:"))
+            .map(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(kib << 10, 8 * MIB);
+        assert!(!info(&daemon).contains("huge pages"));
+    } else {
+        skip(&format!("no huge pages here: {}", opened.hugepages_reason), true);
+        assert_ne!(opened.hugepages_reason, "");
+    }
+    let odd = open_request(&daemon.control(), asked(5 * MIB)).expect("a session");
+    assert!(odd.hugepages_bytes <= 4 * MIB);
+    assert_ne!(odd.hugepages_reason, "", "what is missing is said");
+    assert!(info(&daemon).contains("not all of its arena is in huge pages"), "{}", info(&daemon));
+    let plain =
+        open_request(&daemon.control(), request(&[("target", Access::ReadWriteShared)], 8)).expect("opened");
+    assert_eq!((plain.hugepages_bytes, plain.hugepages_reason.as_str()), (0, ""));
+}

@@ -35,6 +35,11 @@ pub enum Command {
         #[command(subcommand)]
         command: VolumeCommand,
     },
+    /// Faults made on purpose, to see what clients do with them.
+    Fault {
+        #[command(subcommand)]
+        command: FaultCommand,
+    },
     /// Client processes.
     Session {
         #[command(subcommand)]
@@ -110,6 +115,95 @@ pub struct CreateArgs {
     /// Whoever may open the control socket may use it.
     #[arg(long)]
     pub allow_any: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum FaultCommand {
+    /// The fault rules of a volume, and how often they came into play.
+    Show {
+        /// Volume.
+        volume: String,
+    },
+    /// Sets a rule in place of those there are, or adds it; the engine needs `faults = true`. For root and the daemon's own
+    /// user.
+    Set(FaultArgs),
+    /// Takes all rules off; requests that were stuck go on. For root and the daemon's own user.
+    Clear {
+        /// Volume.
+        volume: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct FaultArgs {
+    /// Volume.
+    pub volume: String,
+    /// What happens to a request.
+    #[arg(long, value_enum)]
+    pub effect: Effect,
+    /// Requests that it looks at; without it: all that can suffer the effect.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub op: Vec<Op>,
+    /// Where the range begins that it looks at.
+    #[arg(long, value_parser = bench::parse_size, value_name = "BYTES")]
+    pub offset: Option<u64>,
+    /// How long the range is; without it: to the end.
+    #[arg(long, value_parser = bench::parse_size, value_name = "BYTES")]
+    pub length: Option<u64>,
+    /// How many of a million matches it hits; without it: all.
+    #[arg(long, value_name = "PPM", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub probability_ppm: Option<u32>,
+    /// Matches that it lets through first.
+    #[arg(long, default_value_t = 0, value_name = "REQUESTS")]
+    pub after: u64,
+    /// Hits after which it is spent; 0: never.
+    #[arg(long, default_value_t = 0, value_name = "REQUESTS")]
+    pub count: u64,
+    /// Number of the error; without it: 5, EIO.
+    #[arg(long)]
+    pub errno: Option<u32>,
+    /// Shortest delay.
+    #[arg(long, default_value_t = 0, value_name = "US")]
+    pub delay_min_us: u64,
+    /// Longest delay.
+    #[arg(long, default_value_t = 0, value_name = "US")]
+    pub delay_max_us: u64,
+    /// Requests that wait for each other to be reordered, 2 to 1024.
+    #[arg(long, default_value_t = 0, value_name = "REQUESTS")]
+    pub window: u32,
+    /// Start of the random numbers; without it: 1, or as it is with --add.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Keep the rules there are, and put this one after them.
+    #[arg(long)]
+    pub add: bool,
+}
+
+/// What happens to a request.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Effect {
+    /// It fails.
+    Error,
+    /// It takes longer.
+    Delay,
+    /// Part of it is transferred, and the daemon goes on with the rest.
+    Short,
+    /// Part of it is written, then it fails.
+    TornWrite,
+    /// It is held until the rules change.
+    Stuck,
+    /// It waits for others, and they go on in a random order.
+    Reorder,
+}
+
+/// A request.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Op {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
 }
 
 /// What a volume is made of.

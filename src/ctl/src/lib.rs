@@ -6,6 +6,7 @@ mod bench;
 mod cli;
 mod connect;
 mod error;
+mod fault;
 mod info;
 mod output;
 mod queue;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, QueueCommand, SessionCommand, VolumeCommand};
+use cli::{Cli, Command, FaultCommand, QueueCommand, SessionCommand, VolumeCommand};
 use error::CtlError;
 
 /// Runs the command line of this process.
@@ -57,6 +58,11 @@ async fn run(cli: Cli) -> Result<(), CtlError> {
             VolumeCommand::Create(args) => volume::create(channel, json, args).await,
             VolumeCommand::Remove { name, wait_ms } => volume::remove(channel, json, name, wait_ms).await,
             VolumeCommand::Resize { name, size } => volume::resize(channel, json, name, size).await,
+        },
+        Command::Fault { command } => match command {
+            FaultCommand::Show { volume } => fault::show(channel, json, volume).await,
+            FaultCommand::Set(args) => fault::set(channel, json, args).await,
+            FaultCommand::Clear { volume } => fault::clear(channel, json, volume).await,
         },
         Command::Session { command } => match command {
             SessionCommand::List => session::list(channel, json).await,

@@ -48,6 +48,7 @@ fn to_table(answer: &ListSessionsResponse) -> String {
         Column::Right("UID"),
         Column::Right("AGE"),
         Column::Right("MEMORY"),
+        Column::Right("REGIONS"),
         Column::Right("QUEUES"),
         Column::Left("VOLUMES"),
     ];
@@ -60,6 +61,11 @@ fn to_table(answer: &ListSessionsResponse) -> String {
             session.uid.to_string(),
             millis(session.age_ms),
             bytes(session.memory_bytes),
+            if session.regions == 0 {
+                "-".to_owned()
+            } else {
+                format!("{}: {}", session.regions, bytes(session.region_bytes))
+            },
             session.queues.to_string(),
             session
                 .volumes
@@ -79,6 +85,14 @@ fn to_table(answer: &ListSessionsResponse) -> String {
     let did = output::table(&did, rows.collect(), "");
     if !did.is_empty() {
         text.push_str(&format!("\n\n{did}"));
+    }
+    for session in answer.sessions.iter().filter(|session| session.hugepages) {
+        let (id, huge) = (session.session_id, bytes(session.hugepages_bytes));
+        let why = match session.hugepages_reason.as_str() {
+            "" => "all of its arena".to_owned(),
+            reason => format!("not all of its arena: {reason}"),
+        };
+        text.push_str(&format!("\n\nsession {id}: {huge} in huge pages, {why}"));
     }
     for session in answer.sessions.iter().filter(|session| !session.reason.is_empty()) {
         text.push_str(&format!(
@@ -149,6 +163,11 @@ mod tests {
                 errors: 0,
                 bytes: 4096,
             }),
+            hugepages: true,
+            hugepages_bytes: 4 << 20,
+            hugepages_reason: "4194304 of 8388608 bytes are: no memory".into(),
+            regions: 2,
+            region_bytes: 3 << 20,
             ..Session::default()
         };
         let faulted = Session {
@@ -164,13 +183,15 @@ mod tests {
     #[test]
     fn as_a_table() {
         let wanted = "\
-SESSION  CLIENT       STATE     PID   UID      AGE  MEMORY  QUEUES  VOLUMES
-      1  prio-reader  active   4711  1000  1 m 1 s   9 MiB       2  data:ro log:rw-shared
-      2  broken       faulted     0     0     0 ms     0 B       0
+SESSION  CLIENT       STATE     PID   UID      AGE  MEMORY   REGIONS  QUEUES  VOLUMES
+      1  prio-reader  active   4711  1000  1 m 1 s   9 MiB  2: 3 MiB       2  data:ro log:rw-shared
+      2  broken       faulted     0     0     0 ms     0 B         -       0
 
 SESSION  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST
       1       1          2          9       0  4 KiB  350 us
       2       0          0          0       0    0 B       -
+
+session 1: 4 MiB in huge pages, not all of its arena: 4194304 of 8388608 bytes are: no memory
 
 session 2: faulted: queue 0: sq_tail is 900 ahead of sq_head, the ring has 64 entries";
         assert_eq!(to_table(&answer()), wanted);

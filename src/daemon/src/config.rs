@@ -4,6 +4,7 @@
 //! machine: paths, users, groups. `ferriod check` runs both, and so does every start.
 
 pub mod check;
+mod fault;
 pub mod keys;
 pub mod problem;
 mod read;
@@ -13,7 +14,7 @@ pub mod users;
 
 use std::path::{Path, PathBuf};
 
-use ferrio_driver::BackendChoice;
+use ferrio_driver::{BackendChoice, FaultPlan};
 use ferrio_engine::Threads;
 
 pub use problem::{Problem, Problems, Severity};
@@ -105,6 +106,10 @@ pub struct EngineSection {
     pub spin_us: u32,
     /// Requests per class and round: prio, read, write.
     pub budgets: [u32; 3],
+    /// Threads for what the backend cannot do without blocking.
+    pub helpers: u32,
+    /// Its volumes can be given faults.
+    pub faults: bool,
 }
 
 /// `[[volume]]`: a file, a block device, memory, or nothing.
@@ -120,6 +125,8 @@ pub struct VolumeSection {
     pub read_only: bool,
     /// Who may use it.
     pub allow: AllowList,
+    /// Faults made on purpose.
+    pub faults: FaultPlan,
 }
 
 /// What a volume is made of.
@@ -219,6 +226,7 @@ impl Config {
             engine: At::default_value(DEFAULT_ENGINE.to_owned()),
             read_only: false,
             allow: AllowList { any: true, ..AllowList::default() },
+            faults: FaultPlan::default(),
         });
         config
     }

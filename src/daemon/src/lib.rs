@@ -10,6 +10,7 @@
 //! | [`sessions`] | the life of a session: limits, memory, engines, end |
 //! | [`uid_limit`], [`dispose`] | what one user may take of the sockets, and closing what it sent |
 //! | [`volumes`], [`access`], [`acl`] | who may use which volume beside whom |
+//! | [`faults`] | fault rules as configuration and API write them |
 //! | [`demo`] | `ferriod demo` |
 
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod dispose;
+pub mod faults;
 pub mod lease;
 pub mod runtime_dir;
 pub mod sessions;

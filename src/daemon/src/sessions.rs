@@ -14,6 +14,7 @@
 //! Everything here runs on the control thread, except that engines report faults and ends over a channel.
 
 pub mod error;
+pub mod hugepages;
 mod list;
 pub mod memory;
 pub mod plan;
@@ -38,6 +39,7 @@ use crate::{dispose, log};
 pub use list::counters;
 
 use error::{AttachError, OpenError};
+use hugepages::{HugePages, Makers};
 use memory::{ClientEnds, EngineEnds, SessionMemory};
 use plan::{Plan, PlannedVolume, Rules, VOLUMES_PER_SESSION_MAX};
 use regions::Regions;
@@ -61,6 +63,7 @@ pub struct Sessions {
     notices: mpsc::UnboundedSender<Notice>,
     opened: AtomicU64,
     refused: AtomicU64,
+    makers: Makers,
 }
 
 #[derive(Default)]
@@ -78,6 +81,7 @@ struct Session {
     since: Instant,
     plan: Plan,
     memory: SessionMemory,
+    hugepages: HugePages,
     /// What the client has added.
     regions: Regions,
     state: State,
@@ -170,6 +174,7 @@ impl Sessions {
             notices,
             opened: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            makers: Makers::default(),
         };
         (Arc::new(sessions), receiver)
     }
@@ -225,6 +230,7 @@ impl Sessions {
             engines: vec![EngineState::Clear; plan.engines.len()],
             plan,
             memory,
+            hugepages: HugePages::default(),
             regions: Regions::new(),
             state: State::Opened { token, client, engine },
             events: None,

@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferrio_api::v1;
-use ferrio_driver::{Support, Target};
+use ferrio_driver::{FaultPlan, Support, Target};
 use ferrio_engine::VolumeId;
 use tokio::sync::watch;
 
@@ -233,6 +233,16 @@ impl Volumes {
         }
     }
 
+    /// The volume of a name, which is in its engine, if only for its last requests.
+    pub fn open(&self, name: &str) -> Result<(Volume, VolumeId), VolumeError> {
+        let table = self.lock();
+        let volume = &table.find(name)?.volume;
+        match volume.served() {
+            Some(served) => Ok((volume.clone(), served.id)),
+            None => Err(VolumeError::NotServing { name: name.to_owned(), stage: volume.stage.to_string() }),
+        }
+    }
+
     /// Takes a name for a volume that is about to be opened.
     pub fn reserve(
         self: &Arc<Self>,
@@ -379,13 +389,20 @@ impl Reservation {
             .map_or(String::new(), |entry| entry.volume.name().to_owned())
     }
 
+    /// The faults that its section asks for.
+    pub fn faults(&self) -> FaultPlan {
+        let table = self.volumes.lock();
+        let entry = self.key.and_then(|key| table.by_key.get(&key));
+        entry.map(|entry| entry.volume.section.faults.clone()).unwrap_or_default()
+    }
+
     /// The volume is open and in its engine.
     pub fn serve(mut self, served: Served) -> Option<Volume> {
         let key = self.key.take()?;
         let mut table = self.volumes.lock();
         let volume = &mut table.by_key.get_mut(&key)?.volume;
         volume.size_bytes = served.target.size_bytes();
-        volume.fault_rules = 0;
+        volume.fault_rules = volume.section.faults.rules.len();
         volume.stage = Stage::Serving(served);
         Some(volume.clone())
     }

@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub spin_us: u32,
     /// Requests per scheduling round: prio, read, write.
     pub budgets: Budgets,
+    /// Threads for what the backend cannot do without blocking, 1 to 64.
+    pub helpers: u32,
     /// Journal file, on tmpfs. Created anew.
     pub journal: PathBuf,
     /// Random number of this start of the daemon.

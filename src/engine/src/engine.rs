@@ -344,6 +344,7 @@ impl<D: Driver> Threaded<D> {
             depth: config.depth,
             shape,
             files_max: FILES_MAX,
+            helpers: config.helpers,
             regions_max: regions_max.saturating_add(FILES_MAX),
             ..DriverConfig::default()
         };

@@ -116,10 +116,10 @@ impl Volumes {
         (!volume.grant.gone).then_some(volume.grant)
     }
 
-    /// As [`Self::grant`], for who wants the volume to be there.
+    /// The volume in the driver. Also of one that is being removed: what faults hold there can still be let go.
     pub fn file(&self, engine: &str, id: VolumeId) -> Result<FileIndex, EngineError> {
         let missing = || EngineError::NoVolume { engine: engine.to_owned(), volume: id.0 };
-        self.grant(id).map(|grant| grant.file).ok_or_else(missing)
+        self.volumes.get(id.0 as usize).map(|volume| volume.grant.file).ok_or_else(missing)
     }
 
     /// Where compare-and-writes of a volume read to.

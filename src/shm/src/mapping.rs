@@ -54,11 +54,39 @@ impl Mapping {
             let text = format!("cannot map {bytes} bytes of a file of {file_bytes}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-        let base = unsafe { mm::mmap(ptr::null_mut(), bytes, protection, MapFlags::SHARED, fd, 0)? };
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        let base = if bytes < HUGE_PAGE_BYTES { map_anywhere(fd, bytes)? } else { map_aligned(fd, bytes)? };
         Ok(Mapping { base, bytes, guard: None, arena: AtomicBool::new(false) })
+    }
+
+    /// Brings the whole huge pages of the `bytes` at `offset` into being, and says how many of these bytes they cover. They stay
+    /// huge until somebody punches holes into them; what is then touched comes back in normal pages, so that nobody who
+    /// shares the memory can take it away under the others (as pages of hugetlbfs can be). Takes as long as the kernel needs to
+    /// zero them.
+    ///
+    /// # Errors
+    /// With what was done before: why the kernel has not made all of them.
+    pub fn make_huge(&self, offset: usize, bytes: usize) -> Result<u64, (u64, io::Error)> {
+        let end = offset.saturating_add(bytes).min(self.bytes);
+        let first = (self.base.as_ptr() as usize + offset).next_multiple_of(HUGE_PAGE_BYTES)
+            - self.base.as_ptr() as usize;
+        let mut done = 0;
+        for at in (first..end).step_by(HUGE_PAGE_BYTES) {
+            let Some(start) = self.pointer(at, HUGE_PAGE_BYTES).filter(|_| at + HUGE_PAGE_BYTES <= end)
+            else {
+                break;
+            };
+            // Nothing there is nothing to make huge: a write that changes nothing brings the first page.
+            if let Some(word) = self.u32(at) {
+                word.fetch_or(0, Ordering::Relaxed);
+            }
+            // SAFETY: the range was just checked to lie within the mapping; COLLAPSE changes no content.
+            let made = unsafe { libc::madvise(start.as_ptr().cast(), HUGE_PAGE_BYTES, libc::MADV_COLLAPSE) };
+            if made != 0 {
+                return Err((done, io::Error::last_os_error()));
+            }
+            done += HUGE_PAGE_BYTES as u64;
+        }
+        Ok(done)
     }
 
     /// As [`Mapping::new`], for a client: a forked child does not get the memory, so that it cannot disturb the
@@ -148,6 +176,56 @@ impl Mapping {
     pub(crate) fn claim_arena(&self) -> bool {
         !self.arena.swap(true, Ordering::Relaxed)
     }
+}
+
+/// Length of a huge page, to which longer mappings are aligned so that they can have some. Bytes.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+fn map_anywhere(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+    let base = unsafe {
+        mm::mmap(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)?
+    };
+    not_null(base)
+}
+
+/// Maps at a multiple of the huge page: into a reservation that is one huge page longer, and given back around it.
+fn map_aligned(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<NonNull<u8>> {
+    let bytes = bytes.next_multiple_of(4096);
+    let room = bytes.checked_add(HUGE_PAGE_BYTES).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: as in `map_anywhere`; nobody can touch a mapping without permissions.
+    let reserved = not_null(unsafe {
+        mm::mmap_anonymous(
+            ptr::null_mut(),
+            room,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        )?
+    })?;
+    let before = (reserved.as_ptr() as usize).next_multiple_of(HUGE_PAGE_BYTES) - reserved.as_ptr() as usize;
+    let after = room - before - bytes;
+    // SAFETY: `before` is less than a huge page, by which the reservation is longer than `bytes`: the new mapping replaces a
+    // part of the reservation, which nobody else knows. On an error the reservation is given back whole.
+    unsafe {
+        let base = reserved.add(before).as_ptr();
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        let mapped = mm::mmap(base.cast(), bytes, protection, flags, fd, 0);
+        if let Err(errno) = mapped {
+            let _ = mm::munmap(reserved.as_ptr().cast(), room);
+            return Err(errno.into());
+        }
+        for (start, length) in [(reserved.as_ptr(), before), (base.add(bytes), after)] {
+            if length > 0 {
+                mm::munmap(start.cast(), length)?;
+            }
+        }
+        not_null(base.cast())
+    }
+}
+
+fn not_null(base: *mut c_void) -> io::Result<NonNull<u8>> {
+    NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))
 }
 
 impl Drop for Mapping {

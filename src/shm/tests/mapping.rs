@@ -263,3 +263,41 @@ fn memory_that_is_lent_as_buffers_is_not_looked_at() {
     let _arena = Arena::new(0, region.clone(), ForkGuard::new().unwrap()).unwrap();
     assert!(region.u64s(0, 1).is_none() && region.equals(0, &region, 0, 8).is_none());
 }
+
+/// Bytes of a mapping that are mapped by huge pages, as the kernel counts them.
+fn huge_bytes(mapping: &Mapping) -> u64 {
+    let start = mapping.u64s(0, 1).unwrap().as_ptr() as u64;
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in smaps.lines() {
+        let address = line.split('-').next().and_then(|first| u64::from_str_radix(first, 16).ok());
+        if line.contains(" rw-s ") || line.contains("---p") {
+            inside = address == Some(start);
+        }
+        if let (true, Some(kib)) = (inside, line.strip_prefix("ShmemPmdMapped:")) {
+            return kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+        }
+    }
+    0
+}
+
+#[test]
+fn huge_pages_are_what_the_kernel_says_they_are() {
+    const HUGE: usize = 2 << 20;
+    let fd = create_memfd("huge", 5 * HUGE as u64).unwrap();
+    let mapping = Mapping::new(fd.as_fd(), 5 * HUGE).unwrap();
+    assert!(mapping.u64s(0, 1).unwrap().as_ptr().addr().is_multiple_of(HUGE), "long mappings are aligned");
+    mapping.u64s(HUGE, 1).unwrap()[0].store(0x1234, Ordering::Relaxed);
+    match mapping.make_huge(4096, 4 * HUGE) {
+        Ok(made) => {
+            assert_eq!(made, 3 * HUGE as u64, "those that lie within the part that was asked for");
+            assert_eq!(huge_bytes(&mapping), 3 * HUGE as u64);
+        }
+        Err((made, error)) => println!("SKIPPED: only {made} bytes in huge pages: {error}"),
+    }
+    assert_eq!(mapping.u64s(HUGE, 1).unwrap()[0].load(Ordering::Relaxed), 0x1234, "nothing is lost");
+    // The owner of the memfd takes the pages away: they are zeros then, and nobody dies.
+    let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&fd, punch, 0, 5 * HUGE as u64).unwrap();
+    assert_eq!(mapping.u64s(HUGE, 1).unwrap()[0].load(Ordering::Relaxed), 0);
+}

@@ -48,6 +48,15 @@ numbers! {
     BUDGET_PRIO = "engine" "budget_prio", "requests", 1..=4096, 32;
     BUDGET_READ = "engine" "budget_read", "requests", 1..=4096, 16;
     BUDGET_WRITE = "engine" "budget_write", "requests", 1..=4096, 16;
+    HELPERS = "engine" "helpers", "threads", 1..=64, 4;
+
+    FAULT_SEED = "volume" "fault_seed", "number", 0..=4_294_967_295, 1;
+    FAULT_PROBABILITY_PPM = "volume.fault" "probability_ppm", "parts per million", 1..=1_000_000, 1_000_000;
+    FAULT_AFTER = "volume.fault" "after", "requests", 0..=1_000_000_000, 0;
+    FAULT_COUNT = "volume.fault" "count", "requests", 0..=1_000_000_000, 0;
+    FAULT_DELAY_MIN_US = "volume.fault" "delay_min_us", "microseconds", 0..=3_600_000_000, 0;
+    FAULT_DELAY_MAX_US = "volume.fault" "delay_max_us", "microseconds", 0..=3_600_000_000, 0;
+    FAULT_WINDOW = "volume.fault" "window", "requests", 0..=1024, 0;
 }
 
 /// A key whose value is a number of bytes, written as a number or as text with a unit.
@@ -110,6 +119,13 @@ pub const VOLUME_SIZE: Size =
 pub const BLOCK_BYTES: Size =
     Size { section: "volume", key: "block_bytes", min: 512, max: 4096, multiple_of: 512, default: Some(512) };
 
+/// `volume.fault.offset`.
+pub const FAULT_OFFSET: Size =
+    Size { section: "volume.fault", key: "offset", min: 0, max: 1 << 50, multiple_of: 1, default: Some(0) };
+/// `volume.fault.length`.
+pub const FAULT_LENGTH: Size =
+    Size { section: "volume.fault", key: "length", min: 1, max: 1 << 50, multiple_of: 1, default: None };
+
 /// All of them.
 pub const SIZES: &[&Size] = &[
     &ARENA_BYTES_MAX,
@@ -118,11 +134,14 @@ pub const SIZES: &[&Size] = &[
     &MEMORY_BYTES_PER_UID_MAX,
     &VOLUME_SIZE,
     &BLOCK_BYTES,
+    &FAULT_OFFSET,
+    &FAULT_LENGTH,
 ];
 
 /// Keys that are neither numbers nor sizes, by section, for the test of the shipped file.
 pub const OTHERS: &[(&str, &[&str])] = &[
     ("daemon", &["runtime_dir", "socket_mode", "group", "log_level"]),
-    ("engine", &["name", "backend", "threads"]),
+    ("engine", &["name", "backend", "threads", "faults"]),
+    ("volume.fault", &["ops", "effect", "errno"]),
     ("volume", &["name", "kind", "path", "engine", "read_only", "allow_users", "allow_groups", "allow_any"]),
 ];

@@ -9,7 +9,7 @@ use super::keys;
 use super::reader::{At, Section, Source};
 use super::{
     Config, DEFAULT_ENGINE, DaemonSection, EngineSection, Limits, Problems, VolumeSection, VolumeSource,
-    users,
+    fault, users,
 };
 use crate::acl::AllowList;
 
@@ -29,8 +29,12 @@ pub fn read_what_can_be(file: &str, text: &str) -> (Config, Problems) {
     let mut root = Section::root(&source, &table);
     let daemon = read_daemon(root.section("daemon"));
     let limits = read_limits(root.section("limits"));
-    let engines = read_engines(root.sections("engine"));
+    let mut engines = read_engines(root.sections("engine"));
     let volumes = read_volumes(root.sections("volume"), &engines);
+    for engine in &mut engines {
+        let mut own = volumes.iter().filter(|volume| volume.engine.value == engine.name.value);
+        engine.faults |= own.any(|volume| !volume.faults.rules.is_empty());
+    }
     root.finish();
     (Config { file: None, daemon, limits, engines, volumes }, source.into_problems())
 }
@@ -194,6 +198,8 @@ fn read_engines(sections: Vec<Section<'_, '_>>) -> Vec<EngineSection> {
             spin_us: narrow(section.number(&keys::SPIN_US)),
             budgets: [&keys::BUDGET_PRIO, &keys::BUDGET_READ, &keys::BUDGET_WRITE]
                 .map(|budget| narrow(section.number(budget))),
+            helpers: narrow(section.number(&keys::HELPERS)),
+            faults: section.flag("faults").value,
         });
         section.finish();
     }
@@ -213,6 +219,8 @@ fn default_engine() -> EngineSection {
         threads: Threads::Auto,
         spin_us: default(&keys::SPIN_US),
         budgets: [&keys::BUDGET_PRIO, &keys::BUDGET_READ, &keys::BUDGET_WRITE].map(default),
+        helpers: default(&keys::HELPERS),
+        faults: false,
     }
 }
 
@@ -236,10 +244,11 @@ fn read_volumes(sections: Vec<Section<'_, '_>>, engines: &[EngineSection]) -> Ve
         let engine = read_engine_name(&mut section, engines);
         let read_only = section.flag("read_only").value;
         let allow = read_allow(&mut section);
+        let faults = fault::read_plan(&mut section);
         let good = section.problem_count() == problems_before;
         section.finish();
         if let (Some(source), true) = (source, good) {
-            volumes.push(VolumeSection { name, source, engine, read_only, allow });
+            volumes.push(VolumeSection { name, source, engine, read_only, allow, faults });
         }
     }
     volumes

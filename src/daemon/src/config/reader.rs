@@ -207,8 +207,13 @@ impl<'s, 'a> Section<'s, 'a> {
 
     /// An array of tables.
     pub fn sections(&mut self, key: &'static str) -> Vec<Section<'s, 'a>> {
+        self.sections_of(key, key)
+    }
+
+    /// An array of tables within this one; `name` is its key with that of this one before it.
+    pub fn sections_of(&mut self, key: &'static str, name: &'static str) -> Vec<Section<'s, 'a>> {
         let Some((value, span)) = self.find(key) else { return Vec::new() };
-        let fix = format!("begin each {key} with a line [[{key}]]");
+        let fix = format!("begin each {key} with a line [[{name}]]");
         let Some(array) = value.as_array() else {
             self.error(
                 key,
@@ -226,7 +231,7 @@ impl<'s, 'a> Section<'s, 'a> {
                 Some(table) => {
                     sections.push(Section {
                         source: self.source,
-                        name: key,
+                        name,
                         line,
                         table: Some(table),
                         known: Vec::new(),

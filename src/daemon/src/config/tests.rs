@@ -1,12 +1,31 @@
 //! Every kind of mistake: line, key, value, limit and fix of its message.
 
 use super::*;
+use ferrio_driver::{FaultEffect, FaultOps};
 
 /// Text, then (line, key, value, part of what, part of limit, part of fix) of each problem, in order.
 type Case =
     (&'static str, &'static [(u32, &'static str, &'static str, &'static str, &'static str, &'static str)]);
 
 const CASES: &[Case] = &[
+    (
+        "[[volume]]\nname = \"m\"\nkind = \"memory\"\npath = \"/x\"\nfault_seed = 2\n",
+        &[
+            (1, "volume.size", "", "is missing", "", "a memory volume has no file"),
+            (4, "volume.path", "\"/x\"", "a memory volume has no path", "", "remove it"),
+            (5, "volume.fault_seed", "2", "no effect without rules", "", "[[volume.fault]]"),
+        ],
+    ),
+    (
+        "[[volume]]\nname = \"m\"\nkind = \"memory\"\nsize = 4096\n[[volume.fault]]\nops = [\"erase\"]\neffect = \"stuck\"\n\
+         [[volume.fault]]\ncount = 1\n[[volume.fault]]\neffect = \"stuck\"\nerrno = \"EIO\"\nwindov = 3\n",
+        &[
+            (6, "volume.fault.ops", "\"erase\"", "is no operation", "read, write, flush", "name one"),
+            (8, "volume.fault.effect", "", "is missing", "", "effect = \"error\""),
+            (10, "volume.fault.errno", "5", "goes with the effect \"error\" alone", "", "leave it out"),
+            (13, "volume.fault.windov", "3", "unknown key", "window", "did you mean window?"),
+        ],
+    ),
     ("[daemon\n", &[(1, "", "", "", "", "correct the TOML of this line: [daemon")]),
     (
         "[limits]\nsesions_max = 3\n",
@@ -355,6 +374,27 @@ fn no_volumes_is_a_warning() {
 }
 
 /// The shipped file is the reference of all keys: each stands there, set or commented out, with unit, range, default.
+#[test]
+fn fault_rules_are_read_and_open_their_engine_for_faults() {
+    let text = "[[engine]]\nname = \"plain\"\nhelpers = 8\n[[engine]]\nname = \"bad\"\n\
+                [[volume]]\nname = \"v\"\nkind = \"memory\"\nsize = \"1 MiB\"\nengine = \"bad\"\nfault_seed = 7\n\
+                [[volume.fault]]\nops = [\"write\"]\noffset = \"64 KiB\"\nlength = 4096\nprobability_ppm = 10\n\
+                after = 3\ncount = 2\neffect = \"error\"\nerrno = \"ENOSPC\"\n\
+                [[volume.fault]]\neffect = \"delay\"\ndelay_max_us = 5\n";
+    let (config, problems) = read("f.toml", text);
+    let config = config.unwrap_or_else(|| panic!("{problems}"));
+    let shown = |engine: &EngineSection| (engine.faults, engine.helpers);
+    assert_eq!([shown(&config.engines[0]), shown(&config.engines[1])], [(false, 8), (true, 4)]);
+    let [first, second] = config.volumes[0].faults.rules.as_slice() else { panic!("two rules") };
+    assert_eq!(config.volumes[0].faults.seed, 7);
+    assert_eq!((first.ops, first.range.clone()), (FaultOps::WRITE, 65536..69632));
+    assert_eq!((first.probability_ppm, first.after, first.count), (10, 3, Some(2)));
+    assert_eq!(first.effect, FaultEffect::Error { errno: 28 });
+    assert_eq!((second.ops, second.range.clone()), (FaultOps::ALL, 0..u64::MAX));
+    let max = std::time::Duration::from_micros(5);
+    assert_eq!(second.effect, FaultEffect::Delay { min: std::time::Duration::ZERO, max });
+}
+
 #[test]
 fn the_shipped_file_documents_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/ferriod.toml");

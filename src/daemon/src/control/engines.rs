@@ -28,8 +28,8 @@ impl Engines for Daemon {
                 degraded: driver.degraded,
                 spin_us: section.spin_us,
                 budgets: section.budgets.to_vec(),
-                faults: false,
-                helpers: 0,
+                faults: section.faults,
+                helpers: section.helpers,
             }
         });
         Ok(Response::new(ListEnginesResponse { engines: engines.collect() }))

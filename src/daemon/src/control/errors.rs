@@ -112,11 +112,6 @@ pub fn not_admin(uid: u32, own_uid: u32, what: &str) -> Status {
     with_errno(Status::permission_denied(text), Errno::PERM)
 }
 
-/// A call that this build does not answer.
-pub fn not_served(what: &str) -> Status {
-    with_errno(Status::unimplemented(format!("{what} is not served by this release")), Errno::NOSYS)
-}
-
 /// A call that did not come over the Unix socket.
 pub fn no_identity() -> Status {
     with_errno(

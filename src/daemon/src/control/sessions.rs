@@ -21,12 +21,14 @@ impl Sessions for Daemon {
         request: Request<OpenSessionRequest>,
     ) -> Result<Response<OpenSessionResponse>, Status> {
         let peer = incoming::identity(&request)?;
-        let answer = self.sessions.open(request.get_ref(), &peer)?;
+        let mut answer = self.sessions.open(request.get_ref(), &peer)?;
         let (sessions, session_id) = (Arc::clone(&self.sessions), answer.session_id);
         tokio::spawn(async move {
             tokio::time::sleep(sessions.attach_timeout()).await;
             sessions.expire(session_id);
         });
+        // After the timer was set: whoever asked may have gone before it is done.
+        self.sessions.make_huge(&mut answer).await;
         Ok(Response::new(answer))
     }
 

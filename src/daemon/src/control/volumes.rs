@@ -9,10 +9,11 @@ use ferrio_api::v1::{
     ResizeVolumeRequest, ResizeVolumeResponse, SetFaultsRequest, SetFaultsResponse, Volume, VolumeHolder,
     VolumeKind, VolumeState,
 };
-use ferrio_driver::TargetKind;
+use ferrio_driver::{FaultPlan, TargetKind};
 use tonic::{Request, Response, Status};
 
 use super::{Daemon, errors, incoming};
+use crate::faults;
 use crate::volumes::{self, Holder, Stage, request};
 
 const REMOVE_WAIT_MS_DEFAULT: u32 = 1_000;
@@ -70,11 +71,16 @@ impl Volumes for Daemon {
         request: Request<SetFaultsRequest>,
     ) -> Result<Response<SetFaultsResponse>, Status> {
         incoming::admin(&request, "set fault rules")?;
-        Err(errors::not_served("Volumes.SetFaults"))
+        let SetFaultsRequest { volume, plan } = request.into_inner();
+        self.changes.set_faults(&volume, faults::from_wire(&plan.unwrap_or_default())?)?;
+        Ok(Response::new(SetFaultsResponse {}))
     }
 
-    async fn get_faults(&self, _: Request<GetFaultsRequest>) -> Result<Response<GetFaultsResponse>, Status> {
-        Err(errors::not_served("Volumes.GetFaults"))
+    async fn get_faults(
+        &self,
+        request: Request<GetFaultsRequest>,
+    ) -> Result<Response<GetFaultsResponse>, Status> {
+        Ok(Response::new(faults::to_wire(self.changes.faults(&request.get_ref().volume)?)))
     }
 
     async fn clear_faults(
@@ -82,7 +88,8 @@ impl Volumes for Daemon {
         request: Request<ClearFaultsRequest>,
     ) -> Result<Response<ClearFaultsResponse>, Status> {
         incoming::admin(&request, "clear fault rules")?;
-        Err(errors::not_served("Volumes.ClearFaults"))
+        self.changes.set_faults(&request.get_ref().volume, FaultPlan::default())?;
+        Ok(Response::new(ClearFaultsResponse {}))
     }
 }
 

@@ -66,9 +66,9 @@ impl Sessions {
             age_ms: u64::try_from(session.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             counters: Some(counters),
             features: session.plan.features,
-            hugepages: false,
-            hugepages_bytes: 0,
-            hugepages_reason: String::new(),
+            hugepages: session.plan.hugepages,
+            hugepages_bytes: session.hugepages.bytes,
+            hugepages_reason: session.hugepages.reason.clone(),
             regions: session.regions.len() as u32,
             region_bytes: session.region_bytes(),
         }

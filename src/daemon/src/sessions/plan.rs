@@ -4,6 +4,7 @@ use ferrio_api::v1::{OpenSessionRequest, VolumeGrant};
 use ferrio_engine::VolumeId;
 use ferrio_shm::abi::{ABI_VERSION, features, limits::DATA_BYTES_MAX, limits::QUEUES_MAX};
 use ferrio_shm::layout::{QueueSpec, SessionLayout};
+use ferrio_shm::mapping::HUGE_PAGE_BYTES;
 use ferrio_shm::peer::PeerIdentity;
 
 use super::error::OpenError;
@@ -186,7 +187,14 @@ impl Rules<'_> {
             let key = "limits.arena_bytes_max";
             return Err(OpenError::Count { what: "arena_bytes", value: asked, min: 0, max, key });
         }
-        Ok(SessionLayout::new(&specs, asked)?)
+        let mut layout = SessionLayout::new(&specs, asked)?;
+        if request.hugepages {
+            // A huge page begins at a multiple of its length.
+            let padding = layout.arena_offset.next_multiple_of(HUGE_PAGE_BYTES as u64) - layout.arena_offset;
+            layout.arena_offset += padding;
+            layout.memory_bytes += padding;
+        }
+        Ok(layout)
     }
 }
 

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferrio_driver::{Target, TargetError, TargetKind};
-use ferrio_engine::{Engine, VolumeId};
+use ferrio_driver::{FaultPlan, FaultStatus, Target, TargetError, TargetKind};
+use ferrio_engine::{Engine, EngineError, VolumeId};
 use tokio::sync::oneshot;
 
 use super::error::VolumeError;
@@ -124,6 +124,23 @@ impl Changes {
         self.volumes.get(key).ok_or_else(gone)
     }
 
+    /// Sets the fault rules of a volume, in place of those it had. Also of one that is being removed: what is stuck on it is
+    /// let go by this.
+    pub fn set_faults(&self, name: &str, plan: FaultPlan) -> Result<(), VolumeError> {
+        let (volume, id) = self.volumes.open(name)?;
+        let rules = plan.rules.len();
+        self.engines[volume.engine].set_faults(id, plan).map_err(|error| faults_error(name, error))?;
+        self.volumes.set_fault_rules(volume.key, rules);
+        tracing::info!("volume {name}: {rules} fault rules");
+        Ok(())
+    }
+
+    /// The fault rules of a volume, and what they did; `None`: it has none.
+    pub fn faults(&self, name: &str) -> Result<Option<FaultStatus>, VolumeError> {
+        let (volume, id) = self.volumes.open(name)?;
+        self.engines[volume.engine].faults(id).map_err(|error| faults_error(name, error))
+    }
+
     async fn resize_to(&self, volume: Volume, served: Served, bytes: u64) -> Result<(), VolumeError> {
         let (key, before, name) = (volume.key, volume.size_bytes, volume.name().to_owned());
         let id = served.id;
@@ -165,10 +182,16 @@ impl Changes {
     }
 }
 
-/// Brings an open volume into its engine.
+/// Brings an open volume into its engine, with the faults that its section asks for.
 pub fn serve(engine: &Engine, reservation: Reservation, target: Arc<Target>) -> Result<Volume, VolumeError> {
     let name = reservation.name();
-    match engine.add_volume(Arc::clone(&target)) {
+    let faults = reservation.faults();
+    let added = engine.add_volume(Arc::clone(&target)).and_then(|id| {
+        // Before anyone can use it.
+        let set = if faults.rules.is_empty() { Ok(()) } else { engine.set_faults(id, faults) };
+        set.map(|()| id)
+    });
+    match added {
         Ok(id) => {
             let served = reservation.serve(Served { target, id });
             let volume = served.ok_or_else(|| VolumeError::System { name, what: "it is gone".to_owned() })?;
@@ -179,6 +202,14 @@ pub fn serve(engine: &Engine, reservation: Reservation, target: Arc<Target>) -> 
             dispose::later(target);
             Err(VolumeError::Engine { name, source })
         }
+    }
+}
+
+fn faults_error(name: &str, error: EngineError) -> VolumeError {
+    let name = name.to_owned();
+    match error {
+        EngineError::Faults { source, .. } => VolumeError::Faults { name, source },
+        source => VolumeError::Engine { name, source },
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use ferrio_api::v1::{CreateVolumeRequest, VolumeKind};
 
+use ferrio_driver::FaultPlan;
+
 use super::error::VolumeError;
 use crate::acl::AllowList;
 use crate::config::{At, NAME_LIMIT, VolumeSection, VolumeSource, is_name, keys, size};
@@ -34,6 +36,7 @@ pub fn section(request: CreateVolumeRequest, engines: &[String]) -> Result<Volum
         engine: At::default_value(engine),
         read_only: request.read_only,
         allow: AllowList { any: request.allow_any, uids: request.allow_uids, gids: request.allow_gids },
+        faults: FaultPlan::default(),
     })
 }
 

@@ -99,6 +99,7 @@ impl<D: Driver> Rig<D> {
             threads,
             spin_us: 0,
             budgets: [4, 2, 2],
+            helpers: 2,
             journal: dir.path().join("journal"),
             epoch: 1,
         };
