@@ -252,9 +252,8 @@ impl<R: ReapHalf> Reaper<R> {
             side.touched = true;
             self.touched.push(slot);
         }
-        for counters in
-            [&side.shared.classes[request.class().index()], &self.shared.classes[request.class().index()]]
-        {
+        let class = request.class().index();
+        for counters in [&side.shared.classes[class], &self.shared.classes[class]] {
             counters.reaper.completed.add(1);
             match u64::try_from(result) {
                 Ok(bytes) => counters.reaper.bytes.add(bytes),

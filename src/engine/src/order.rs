@@ -235,6 +235,11 @@ impl Order {
         }
     }
 
+    /// There is one for [`Self::pop_ready`].
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// The next request that nothing holds back any more.
     pub fn pop_ready(&mut self) -> Option<u32> {
         let record = self.links.pop_front(&mut self.ready)?;

@@ -169,7 +169,9 @@ impl<S: SubmitHalf> Submitter<S> {
             self.fault_marked();
         }
         work += u32::from(self.driver.continue_pinning());
-        work += self.expire(now);
+        if now >= self.timers.next() {
+            work += self.expire(now);
+        }
         work += self.take_submissions(now);
         work += self.schedule(now);
         if std::mem::take(&mut self.posted)
@@ -187,7 +189,9 @@ impl<S: SubmitHalf> Submitter<S> {
         if self.draining || queues == 0 {
             return 0;
         }
-        self.check_saving();
+        if self.saving.is_some() {
+            self.check_saving();
+        }
         self.first = (self.first + 1) % queues;
         let mut taken = 0;
         for n in 0..queues {
@@ -202,7 +206,11 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn take_from(&mut self, slot: u32, now: Nanos) -> Result<u32, RingFault> {
-        let records = self.records_for(slot);
+        let records = if self.saving.is_none() && !self.sessions.has_waiting_chain(slot) {
+            fair_share(self.free.len(), self.sessions.held(slot))
+        } else {
+            self.records_beside_chains(slot)
+        };
         let (queue, rights) = self.sessions.queue_and_rights(slot);
         let ordered = rights.has(features::ORDER);
         let available = queue.sq.available()?;
@@ -317,8 +325,9 @@ impl<S: SubmitHalf> Submitter<S> {
         if !request.issue() {
             return;
         }
+        let class = request.class().index();
         for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
-            classes[request.class().index()].submitter.issued.add(1);
+            classes[class].submitter.issued.add(1);
         }
         if request.is_tracked() {
             self.index.issue(record);
@@ -396,7 +405,9 @@ impl<S: SubmitHalf> Submitter<S> {
                 }
             }
         }
-        self.start_ready();
+        if self.order.has_ready() {
+            self.start_ready();
+        }
         taken
     }
 

@@ -361,6 +361,11 @@ impl Sessions {
         self.sessions[queue.session].chain_waits = Some(slot);
     }
 
+    /// A queue of its session has, or had, a chain that waited for records.
+    pub fn has_waiting_chain(&self, slot: u32) -> bool {
+        self.sessions[self.queues[slot as usize].session].chain_waits.is_some()
+    }
+
     /// Another queue of its session has a chain that waits for records.
     pub fn yields_to_chain(&self, slot: u32) -> bool {
         let waits = self.sessions[self.queues[slot as usize].session].chain_waits;

@@ -23,8 +23,8 @@ pub(super) struct Saving {
 }
 
 impl<S: SubmitHalf> Submitter<S> {
-    /// Records that a queue may take now.
-    pub(super) fn records_for(&self, slot: u32) -> u32 {
+    /// Records that a queue may take now, while a chain waits for some.
+    pub(super) fn records_beside_chains(&self, slot: u32) -> u32 {
         let free = self.free.len();
         let held = self.sessions.held(slot);
         let fair = fair_share(free, held);
