@@ -317,8 +317,7 @@ impl<S: SubmitHalf> Submitter<S> {
         self.posted = true;
     }
 
-    /// A request leaves the class queues for the driver, or for something else that cannot be called back, or has its answer
-    /// without that. It counts as issued once.
+    /// A request goes to the driver, or has its answer without it: it cannot be taken back any more. It counts as issued once.
     #[inline(always)]
     fn count_issue(&mut self, record: u32) {
         let request = &self.shared.requests[record as usize];
