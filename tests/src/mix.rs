@@ -311,6 +311,9 @@ impl<'a> Mix<'a> {
         if asked.answer.replace(answer).is_some() {
             return Err(format!("answered twice: {}", self.describe(index)));
         }
+        if completion.overdue() && (!asked.timeout || answer == Err(Errno::ETIMEDOUT)) {
+            return Err(format!("overdue without a timeout, or not issued: {}", self.describe(index)));
+        }
         op.answered = self.clock;
         op.outcome = match answer {
             Ok(_) => Outcome::Done,
@@ -410,6 +413,9 @@ impl<'a> Mix<'a> {
             let missed = self.asked[target].answer != Some(Err(Errno::ECANCELED));
             match asked.answer {
                 Some(Ok(_)) if missed => return fail(target, "cancelled, and answers something else"),
+                Some(Ok(_)) if self.history.ops[target].answered > self.history.ops[index].answered => {
+                    return fail(target, "answered after the cancel that took it back");
+                }
                 Some(Ok(_)) => cancelled[target] += 1,
                 Some(Err(Errno::EALREADY)) if !missed => {
                     return fail(target, "a cancel came too late for it, and it is cancelled");
