@@ -7,8 +7,8 @@ mod draft;
 use std::{collections::HashMap, ops::Range, time::Duration};
 
 use ferrio_client::{
-    Completion, Errno, Error, Features, IoFailure, Queue, Region, RequestError, Session, SubmitError,
-    Support, Ticket, Volume,
+    Completion, Errno, Error, IoFailure, Queue, Region, RequestError, Session, SubmitError, Support, Ticket,
+    Volume,
 };
 
 use crate::history::{BLOCK, Effect, History, Op, Outcome, WORDS};
@@ -62,7 +62,7 @@ pub struct Mix<'a> {
     session: &'a Session,
     volume: Volume,
     queues: Vec<Queue>,
-    region: Option<Region>,
+    region: Region,
     shape: Shape,
     rng: fastrand::Rng,
     clock: u64,
@@ -113,7 +113,7 @@ impl<'a> Mix<'a> {
             places: vec![0; queues.len()],
             recent: vec![Vec::new(); queues.len()],
             queues,
-            region: session.create_region(REGION_BYTES).ok(),
+            region: session.create_region(REGION_BYTES).expect("a region"),
             shape,
             rng: fastrand::Rng::new(),
             clock: 0,
@@ -125,11 +125,6 @@ impl<'a> Mix<'a> {
             tickets: HashMap::new(),
             tally: Tally::default(),
         }
-    }
-
-    /// Whether client memory beside the arena takes part.
-    pub fn has_region(&self) -> bool {
-        self.region.is_some()
     }
 
     /// One round: random requests, then silence, then a look at every block.
@@ -165,7 +160,7 @@ impl<'a> Mix<'a> {
     fn step(&mut self) -> Outcomes {
         let queue = self.rng.usize(..self.queues.len());
         match self.rng.u32(..100) {
-            0..=9 if self.shape.chain_max > 1 && self.has(Features::ORDER) => {
+            0..=9 if self.shape.chain_max > 1 => {
                 let members = self.rng.usize(2..=self.shape.chain_max);
                 let drafts = (0..members).map(|_| self.draft(queue)).collect::<Result<Vec<_>, _>>()?;
                 self.submit_chain(queue, drafts)?;

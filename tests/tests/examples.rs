@@ -11,6 +11,9 @@ mod async_copy;
 #[path = "../../src/client/examples/blocking.rs"]
 mod blocking;
 #[allow(dead_code)]
+#[path = "../../src/client/examples/operations.rs"]
+mod operations;
+#[allow(dead_code)]
 #[path = "../../src/client/examples/regions.rs"]
 mod regions;
 #[allow(dead_code)]
@@ -49,6 +52,11 @@ fn threads_fill_volumes_of_two_engines() {
         .start();
     threads::run(&socket(&daemon), &["a".into(), "b".into(), "c".into()]).unwrap();
     threads::run(&socket(&daemon), &["b".into()]).unwrap();
+}
+
+#[test]
+fn operations_of_a_store() {
+    operations::run(&socket(&daemon()), "data").unwrap();
 }
 
 #[test]

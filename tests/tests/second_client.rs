@@ -123,7 +123,7 @@ fn all(backend: &str, threads: &str) {
             ("verify", "verified"),
             ("checks", "checked"),
             ("not_granted", "nothing granted"),
-            ("operations", "served"),
+            ("operations", "not granted: none"),
             ("fault", "told: fault"),
             ("events", "told of two sizes"),
         ] {

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, time::Duration};
 
-use ferrio_client::{Buffer, Features, IoVec, Request};
+use ferrio_client::{Buffer, IoVec, Request};
 
 use super::{Asked, Mix};
 use crate::history::{BLOCK, Effect, WORDS, word};
@@ -37,15 +37,11 @@ impl Mix<'_> {
     pub(super) fn draft(&mut self, queue: usize) -> Result<Draft, String> {
         let mut draft = self.draft_plain(queue)?;
         // A nop has no volume to be ordered on; a cancel acts at once.
-        if draft.asked.cancels.is_none()
-            && draft.asked.what != "nop"
-            && self.has(Features::ORDER)
-            && self.rng.u32(..16) == 0
-        {
+        if draft.asked.cancels.is_none() && draft.asked.what != "nop" && self.rng.u32(..16) == 0 {
             draft.change.barrier = true;
             draft.request = draft.request.barrier(true);
         }
-        if draft.asked.cancels.is_none() && self.has(Features::CANCEL) && self.rng.u32(..12) == 0 {
+        if draft.asked.cancels.is_none() && self.rng.u32(..12) == 0 {
             draft.asked.timeout = true;
             draft.request = draft.request.timeout(Duration::from_micros(self.rng.u64(1..2000)));
         }
@@ -59,7 +55,6 @@ impl Mix<'_> {
         let (offset, length) = (first * BLOCK as u64, blocks * BLOCK as u64);
         let volume = self.volume.clone();
         let (vectored, fua) = (self.rng.u32(..3) == 0, self.rng.u32(..10) == 0);
-        let vectored = vectored && self.has(Features::VECTORED);
         let (what, request, effect) = match self.rng.u32(..100) {
             0..=29 => {
                 let mut buffer = self.memory(blocks)?;
@@ -97,17 +92,15 @@ impl Mix<'_> {
                     ("write", Request::write(&volume, offset, buffer).fua(fua), effect)
                 }
             }
-            65..=68 if self.has(Features::DISCARD) => {
-                ("discard", Request::discard(&volume, offset, length), Effect::Discard)
-            }
-            69..=75 if self.has(Features::DISCARD) => {
+            65..=68 => ("discard", Request::discard(&volume, offset, length), Effect::Discard),
+            69..=75 => {
                 (first..first + blocks).for_each(|block| {
                     self.guesses.insert(block, vec![0; WORDS]);
                 });
                 ("write-zeroes", Request::write_zeroes(&volume, offset, length).fua(fua), Effect::Zero)
             }
-            76..=85 if self.has(Features::COMPARE_AND_WRITE) => return self.draft_swap(first, fua),
-            86..=93 if self.has(Features::CANCEL) && !self.recent[queue].is_empty() => {
+            76..=85 => return self.draft_swap(first, fua),
+            86..=93 if !self.recent[queue].is_empty() => {
                 return Ok(self.draft_cancel(queue));
             }
             94..=96 => ("nop", Request::nop(), Effect::None),
@@ -151,10 +144,6 @@ impl Mix<'_> {
         }
     }
 
-    pub(super) fn has(&self, feature: Features) -> bool {
-        self.session.features().contains(feature)
-    }
-
     fn stamp(&mut self) -> u32 {
         self.last_stamp += 1;
         self.last_stamp
@@ -164,8 +153,7 @@ impl Mix<'_> {
     fn memory(&mut self, blocks: u64) -> Result<Buffer, String> {
         let (bytes, outside) = (blocks as usize * BLOCK, self.rng.bool());
         loop {
-            let region = self.region.as_ref().filter(|_| outside);
-            if let Some(buffer) = region.and_then(|region| region.alloc(bytes).ok()) {
+            if outside && let Ok(buffer) = self.region.alloc(bytes) {
                 return Ok(buffer);
             }
             match self.session.alloc(bytes) {
