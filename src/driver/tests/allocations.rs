@@ -4,10 +4,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use ferrio_driver::aio::Aio;
+use ferrio_driver::fault::Fault;
 use ferrio_driver::null::Null;
+use ferrio_driver::proactor::{Cancel, OpId, Outcome, Proactor, ProactorConfig, RemoteCompleter};
 use ferrio_driver::uring::Uring;
 use ferrio_driver::{
     Driver, DriverConfig, Op, OpKind, OpenOptions, Pin, ReapHalf, RegionIndex, Segment, Shape, SubmitHalf,
@@ -116,6 +120,62 @@ fn aio_allocates_nothing_for_helpers() {
 #[test]
 fn null_allocates_nothing() {
     requests_allocate_nothing::<Null>(false);
+}
+
+#[test]
+fn fault_allocates_nothing_of_its_own() {
+    requests_allocate_nothing::<Fault<Uring>>(false);
+}
+
+/// With wakers, a remote completer, in the background, and timers.
+fn operations_allocate_nothing<D: Driver>() {
+    struct Count(AtomicU32);
+
+    impl RemoteCompleter<u32> for Count {
+        fn complete(&self, _: OpId, outcome: Outcome<u32>) {
+            assert_eq!(outcome.result, 0);
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    let mut proactor = Proactor::<D, u32>::open(&ProactorConfig::default()).expect("driver");
+    let file = proactor.register_files(&[Arc::new(Target::null(1 << 20, 512))]).expect("file")[0];
+    let region = RegionIndex(0);
+    let flush = Op { kind: OpKind::Flush, file, region, region_offset: 0, length: 0, offset: 0, fua: false };
+    let count = Arc::new(Count(AtomicU32::new(0)));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut round = || {
+        let submit = |proactor: &mut Proactor<D, u32>| {
+            let reserved = proactor.reserve().expect("a place");
+            proactor.submit(reserved, &flush, 7).expect("room")
+        };
+        let polled = submit(&mut proactor);
+        let remote = submit(&mut proactor);
+        proactor.attach_remote_completer(remote, Arc::clone(&count) as Arc<_>);
+        proactor.submit_background(&flush, 8).expect("room");
+        let timer = proactor.submit_timer(Instant::now() + Duration::from_secs(60), 9).expect("room");
+        proactor.detach(timer);
+        assert_eq!(proactor.cancel(timer), Cancel::Cancelled);
+        assert!(proactor.poll_op(polled, &mut cx).is_pending());
+        while proactor.in_flight() > 0 {
+            proactor.wait(Some(Duration::from_secs(1))).expect("wait");
+            proactor.process_completions();
+        }
+        let Poll::Ready(Some(outcome)) = proactor.poll_op(polled, &mut cx) else { panic!("an answer") };
+        assert_eq!(outcome, Outcome { result: 0, resources: 7 });
+    };
+    round();
+    let before = ALLOCATIONS.get();
+    (0..1000).for_each(|_| round());
+    assert_eq!(ALLOCATIONS.get() - before, 0, "the proactor over {} allocates", D::NAME);
+    assert_eq!(count.0.load(Ordering::Relaxed), 1001);
+}
+
+#[test]
+fn the_proactor_allocates_nothing() {
+    operations_allocate_nothing::<Uring>();
+    operations_allocate_nothing::<Aio>();
+    operations_allocate_nothing::<Null>();
 }
 
 #[test]

@@ -313,6 +313,13 @@ fn closures<D: Driver>() {
         rig.proactor.process_completions();
     }
     other.join().expect("no panic");
+    // And then it sleeps again.
+    let (begun, nap) = (Instant::now(), Duration::from_millis(20));
+    for _ in 0..10 {
+        rig.proactor.wait(Some(nap)).expect("wait");
+        rig.proactor.process_completions();
+    }
+    assert!(begun.elapsed() >= nap, "it never sleeps: the doorbell was not silenced");
     drop(rig);
     assert!(matches!(injector.inject(Box::new(|_| {})), Err(Refused::Gone(_))));
     assert_eq!(injector.run(NOP, 17).map(drop), Err(17), "and the resources come back");

@@ -10,6 +10,7 @@ use ferrio_driver::{
     FileIndex, LENGTH_MAX, Op, OpKind, Pin, ReapHalf, RegionIndex, Segment, Shape, SubmitHalf, Target,
 };
 
+use crate::errors::read_only_target;
 use crate::rig::{Memory, PATIENCE, Reaper, Rig, Subject, flush, pattern, read, write};
 
 const CHUNK: u32 = 64 << 10;
@@ -120,6 +121,13 @@ pub fn failed_writes_leave_the_disk_alone<D: Subject>(shape: Shape) {
     let op = rig.write(0, 0, CHUNK);
     assert_eq!(run(&mut rig, &[op]), [-libc::EIO]);
     assert!(on_disk(&rig, 0, CHUNK) == old);
+    // The device's own errors go before those of a plan.
+    let read_only = read_only_target(&mut rig);
+    let torn = plan([FaultRule::new(FaultOps::WRITE, FaultEffect::TornWrite)]);
+    rig.submit.set_faults(read_only, torn).expect("plan");
+    let op = Op { file: read_only, ..op };
+    let results = run(&mut rig, &[op; 4]);
+    assert!(results.contains(&-libc::EBADF), "{results:?}");
     rig.finish();
 }
 
