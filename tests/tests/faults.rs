@@ -1,257 +1,271 @@
-//! Faults made on purpose, by configuration and by ferrioctl; and what a device that does not answer does to the others.
+//! Faults made on purpose: errors, delays, short and torn transfers, requests that overtake each other or are stuck. Nothing
+//! is lost, nothing is answered twice, and a device that does not answer stops nobody else.
 
-use std::{os::fd::AsFd, time::Duration};
-
-use ferrio_api::v1::{self, Access};
-use ferrio_shm::{
-    abi::{Opcode, errno, features},
-    entry::Sqe,
-    mapping::create_memfd,
+use std::{
+    thread,
+    time::{Duration, Instant},
 };
+
+use ferrio_api::v1::{FaultEffect, FaultOp, FaultRule, VolumeState};
+use ferrio_client::{Access, Buffer, Cancelled, Errno, Queue, QueueOptions, Request, Session, Volume};
 use ferrio_tests::{
-    Beside, Daemon, DaemonBuilder, RawSession,
-    beside::sessions,
+    Daemon, DaemonBuilder, Mix, Operator,
+    mix::{Shape, Tally},
     process::wait_until,
-    raw::{add_region, open_request, remove_region, request},
 };
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
-const BLOCK: u64 = 4096;
-const WHOLE: i32 = 4096;
+const BLOCK: usize = 4096;
 
-fn write(offset: u64) -> Sqe {
-    Sqe { op: Opcode::Write as u8, user_data: offset + 1, offset, length: BLOCK, ..Sqe::default() }
+fn from_environment(name: &str, default: u64) -> u64 {
+    let value = std::env::var(name).ok();
+    value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-fn read(offset: u64) -> Sqe {
-    Sqe { op: Opcode::Read as u8, ..write(offset) }
-}
-
-/// A daemon with a memory volume that has these rules.
-#[track_caller]
-fn with_rules(backend: &str, rules: &str) -> Daemon {
-    let volume =
-        "[[volume]]\nname = \"bad\"\nkind = \"memory\"\nsize = \"1 MiB\"\nallow_any = true\nfault_seed = 7\n";
-    DaemonBuilder::new().engine("main", backend, "").config(&format!("{volume}{rules}")).start()
-}
-
-fn open(daemon: &Daemon, volume: &'static str) -> RawSession {
-    RawSession::open(&daemon.control(), &[(volume, Access::ReadWriteShared)], 64)
-}
-
-/// The counters of `fault show`: matched and applied, by rule.
-#[track_caller]
-fn counters(daemon: &Daemon, volume: &str) -> Vec<(u64, u64)> {
-    let shown = daemon.ctl_json(&["fault", "show", volume]);
-    let pair = |counters: &serde_json::Value| {
-        (counters["matched"].as_u64().unwrap(), counters["applied"].as_u64().unwrap())
+/// A bit of everything that a bad disk does.
+fn bad_disk() -> Vec<FaultRule> {
+    let rule = |effect: FaultEffect, probability_ppm: u32| FaultRule {
+        effect: effect.into(),
+        probability_ppm,
+        ..FaultRule::default()
     };
-    shown["counters"].as_array().unwrap().iter().map(pair).collect()
-}
-
-#[test]
-fn configured_faults_happen_where_they_are_meant_to() {
-    for backend in ["io_uring", "aio"] {
-        let rules = "[[volume.fault]]\nops = [\"write\"]\noffset = \"64 KiB\"\nlength = \"4 KiB\"\neffect = \"error\"\n\
-                     errno = \"ENOSPC\"\ncount = 2\n\
-                     [[volume.fault]]\nops = [\"read\"]\noffset = \"128 KiB\"\neffect = \"short\"\n";
-        let daemon = with_rules(backend, rules);
-        let mut session = open(&daemon, "bad");
-        assert_eq!(session.result_of(&write(0)), WHOLE);
-        assert_eq!(session.result_of(&read(65536)), WHOLE, "reads are not meant");
-        assert_eq!(session.result_of(&write(65536)), -errno::ENOSPC);
-        assert_eq!(session.result_of(&write(65536)), -errno::ENOSPC);
-        assert_eq!(session.result_of(&write(65536)), WHOLE, "the rule is spent");
-        assert_eq!(session.result_of(&read(131_072)), WHOLE, "a short transfer never reaches a client");
-        let long = Sqe { length: 32768, ..read(262_144) };
-        assert_eq!(session.result_of(&long), 32768);
-        let counted = counters(&daemon, "bad");
-        assert_eq!(counted[0].1, 2, "{counted:?}");
-        assert!(counted[1].1 >= 1, "{counted:?}");
-        let shown = daemon.ctl(&["fault", "show", "bad"]).expect(0).stdout;
-        for part in ["error 28", "short", "64 KiB to 68 KiB", "seed 7"] {
-            assert!(shown.contains(part), "{part:?} not in {shown}");
-        }
-        let listed = daemon.ctl_json(&["volume", "list"]);
-        assert_eq!(listed["volumes"][0]["fault_rules"], 2);
-        let info = daemon.ctl(&["info"]).expect(0).stdout;
-        assert!(info.contains("faults") && info.contains("can be set"), "{info}");
-    }
-}
-
-#[test]
-fn rules_are_set_added_and_cleared_while_sessions_run() {
-    let daemon = DaemonBuilder::new().engine("main", "auto", "faults = true").file("data", MIB).start();
-    let mut session = open(&daemon, "data");
-    assert_eq!(session.result_of(&write(0)), WHOLE);
-    daemon.ctl(&["fault", "set", "data", "--effect", "error", "--op", "write", "--errno", "61"]).expect(0);
-    assert_eq!(session.result_of(&write(0)), -61);
-    assert_eq!(session.result_of(&read(0)), WHOLE);
-    daemon.ctl(&["fault", "set", "data", "--effect", "error", "--op", "read", "--add"]).expect(0);
-    assert_eq!((session.result_of(&write(0)), session.result_of(&read(0))), (-61, -errno::EIO));
-    let delay =
-        ["fault", "set", "data", "--effect", "delay", "--delay-min-us", "300000", "--delay-max-us", "300000"];
-    daemon.ctl(&delay).expect(0);
-    let begin = std::time::Instant::now();
-    assert_eq!(session.result_of(&read(0)), WHOLE);
-    assert!(begin.elapsed() >= Duration::from_millis(300), "{:?}", begin.elapsed());
-    daemon.ctl(&["fault", "clear", "data"]).expect(0);
-    assert!(counters(&daemon, "data").is_empty());
-    assert_eq!(session.result_of(&write(0)), WHOLE);
-    let cases: [(&[&str], &[&str]); 4] = [
-        (&["set", "nope", "--effect", "stuck"], &["\"nope\"", "data"]),
-        (&["show", "nope"], &["\"nope\"", "data"]),
-        (&["set", "data", "--effect", "reorder", "--window", "1"], &["window of 1", "2 and 1024"]),
-        (&["set", "data", "--effect", "stuck", "--errno", "5"], &["errno = 5", "\"error\" alone"]),
-    ];
-    for (arguments, parts) in cases {
-        let refused = daemon.ctl(&[&["fault"], arguments].concat()).expect(1);
-        for part in parts {
-            assert!(refused.stderr.contains(part), "{part:?} not in {:?}", refused.stderr);
-        }
-    }
-}
-
-#[test]
-fn an_engine_without_faults_says_how_to_get_them() {
-    let daemon = DaemonBuilder::new().file("data", MIB).start();
-    let refused = daemon.ctl(&["fault", "set", "data", "--effect", "stuck"]).expect(1);
-    assert!(refused.stderr.contains("faults = true"), "{}", refused.stderr);
-    assert!(daemon.ctl(&["fault", "show", "data"]).expect(0).stdout.contains("no faults"));
-}
-
-#[test]
-fn the_same_seed_gives_the_same_faults() {
-    let rules = "[[volume.fault]]\nprobability_ppm = 300000\neffect = \"error\"\n";
-    let run = || {
-        let daemon = with_rules("auto", rules);
-        let mut session = open(&daemon, "bad");
-        (0..200).map(|n| session.result_of(&write(n * BLOCK)) == WHOLE).collect::<Vec<_>>()
+    let only = |rule: FaultRule, ops: &[FaultOp]| FaultRule {
+        ops: ops.iter().map(|op| i32::from(*op)).collect(),
+        ..rule
     };
-    let first = run();
-    let failed = first.iter().filter(|whole| !**whole).count();
-    assert!((20..120).contains(&failed), "about 60 of 200 fail: {failed}");
-    assert_eq!(first, run());
+    vec![
+        rule(FaultEffect::Error, 10_000),
+        only(rule(FaultEffect::TornWrite, 20_000), &[FaultOp::Write]),
+        only(rule(FaultEffect::Short, 150_000), &[FaultOp::Read, FaultOp::Write]),
+        FaultRule { delay_min_us: 50, delay_max_us: 3000, ..rule(FaultEffect::Delay, 100_000) },
+        FaultRule { window: 8, ..rule(FaultEffect::Reorder, 200_000) },
+    ]
 }
 
-/// A volume that does not answer, beside one that a client verifies all the time, on the same engine.
-fn a_stuck_volume(backend: &str) {
-    let builder = DaemonBuilder::new().engine("main", backend, "faults = true");
-    let beside = Beside::over(builder.file("stuck", MIB));
-    let daemon = &beside.daemon;
-    let mut session = RawSession::open(
-        &daemon.control(),
-        &[("stuck", Access::ReadWriteShared), ("target", Access::ReadWriteShared)],
-        64,
-    );
-    assert_eq!(session.result_of(&write(0)), WHOLE);
-    daemon.ctl(&["fault", "set", "stuck", "--effect", "stuck", "--op", "write"]).expect(0);
-    session.submit(&write(4096));
-    wait_until("the write to be stuck", || daemon.ctl_json(&["fault", "show", "stuck"])["held"] == 1);
-
-    // Nobody waits for it: neither calls, nor new sessions on the same engine, nor the session's other volume.
-    for arguments in
-        [&["info"][..], &["volume", "list"], &["session", "list"], &["queue", "list"], &["stats"]]
-    {
-        daemon.ctl(arguments).expect(0);
+fn mix_on_a_bad_disk(builder: DaemonBuilder) -> Tally {
+    let mut daemon = builder.start();
+    let operator = Operator::new(daemon.control());
+    let seed = from_environment("FERRIO_MIX_SEED", 1);
+    let session = daemon.session("data", Access::ReadWrite).arena_bytes(16 * MIB);
+    let session = session.queue(QueueOptions::default()).queue(QueueOptions::default()).open().unwrap();
+    let volume = session.volume("data").unwrap();
+    let queues = vec![session.take_queue(0).unwrap(), session.take_queue(1).unwrap()];
+    let shape = Shape { blocks: 48, blocks_max: 8, requests: 1000, depth: 48, chain_max: 6, faults: true };
+    let mut mix = Mix::new(&session, &volume, queues, shape);
+    operator.set_faults("data", seed, bad_disk()).expect("faults");
+    let end = Instant::now() + Duration::from_secs(from_environment("FERRIO_MIX_SECONDS", 2));
+    let mut round = 0;
+    while round < 2 || Instant::now() < end {
+        mix.round(seed + round).unwrap_or_else(|what| panic!("{what}"));
+        round += 1;
     }
-    assert_eq!(session.result_of(&Sqe { volume: 1, ..write(0) }), WHOLE);
-    let mut second = open(daemon, "stuck");
-    assert_eq!(second.result_of(&read(0)), WHOLE, "what is not stuck goes on, on that volume too");
-    daemon.client(&["verify", "target"]).finish().expect(0);
+    let applied = operator.faults_applied("data").unwrap();
+    println!("{round} rounds from seed {seed}, faults {applied:?}: {:?}", mix.tally);
+    assert!(applied.iter().all(|count| *count > 0), "a rule never acted: {applied:?}");
+    assert!(mix.tally.failed > 0, "{:?}", mix.tally);
+    // Without faults nothing fails any more.
+    operator.clear_faults("data").unwrap();
+    let failed = mix.tally.failed;
+    mix.round(seed + round).unwrap_or_else(|what| panic!("{what}"));
+    assert_eq!(mix.tally.failed, failed);
+    assert!(!daemon.process().has_ended(), "{}", daemon.log());
+    mix.tally
+}
 
-    // Its removal begins, says what it waits for, and comes back.
-    let begun = daemon.ctl(&["volume", "remove", "stuck", "--wait-ms", "200"]).expect(1);
-    for part in ["stuck takes no requests any more", "not gone", "wait for the kernel", "volume list"] {
-        assert!(begun.stderr.contains(part), "{part:?} not in {:?}", begun.stderr);
+fn engine(backend: &str, threads: &str) -> DaemonBuilder {
+    DaemonBuilder::new().engine("main", backend, &format!("threads = {threads:?}\nfaults = true"))
+}
+
+#[test]
+fn all_operations_on_a_bad_disk_over_io_uring_with_one_thread() {
+    mix_on_a_bad_disk(engine("io_uring", "1").file("data", MIB));
+}
+
+#[test]
+fn all_operations_on_a_bad_disk_over_io_uring_with_two_threads() {
+    mix_on_a_bad_disk(engine("io_uring", "2").file("data", MIB));
+}
+
+#[test]
+fn all_operations_on_a_bad_disk_over_aio() {
+    mix_on_a_bad_disk(engine("aio", "auto").file("data", MIB));
+}
+
+#[test]
+fn all_operations_on_bad_memory() {
+    mix_on_a_bad_disk(engine("auto", "auto").memory("data", MIB));
+}
+
+/// From now on writes to this volume are not answered.
+fn stick(operator: &Operator) {
+    let (ops, effect) = (vec![FaultOp::Write.into()], FaultEffect::Stuck.into());
+    let rule = FaultRule { ops, effect, ..FaultRule::default() };
+    operator.set_faults("stuck", 1, vec![rule]).expect("faults");
+}
+
+/// A client with requests that no device answers.
+struct Stuck {
+    session: Session,
+    volume: Volume,
+    queue: Queue,
+    count: usize,
+}
+
+impl Stuck {
+    fn start(daemon: &Daemon, operator: &Operator) -> Self {
+        stick(operator);
+        let session = daemon.session("stuck", Access::ReadWriteShared).open().unwrap();
+        let volume = session.volume("stuck").unwrap();
+        let mut stuck = Self { queue: session.take_queue(0).unwrap(), session, volume, count: 16 };
+        for place in 0..stuck.count {
+            let write = Request::write(&stuck.volume, (place * BLOCK) as u64, stuck.buffer());
+            stuck.queue.submit(write.tag(1000)).unwrap();
+        }
+        stuck.queue.commit().unwrap();
+        // Reads of the same volume are answered, behind the writes.
+        let read = stuck.queue.read(&stuck.volume, 0, stuck.buffer()).unwrap();
+        drop(read);
+        stuck
     }
-    let again = daemon.ctl(&["--json", "volume", "remove", "stuck", "--wait-ms", "1"]).expect(1);
-    assert!(again.stdout.contains("\"removed\": false"), "{}", again.stdout);
-    let listed = daemon.ctl(&["volume", "list"]).expect(0).stdout;
-    assert!(listed.contains("removing"), "{listed}");
-    let info = daemon.ctl(&["info"]).expect(0).stdout;
-    assert!(info.contains("volume stuck is being removed"), "{info}");
-    assert_eq!(session.result_of(&read(0)), -errno::ENODEV);
-    let refused = raw_open_error(daemon, "stuck");
-    assert!(refused.contains("being removed"), "{refused}");
-    let taken = daemon.ctl(&["volume", "create", "stuck", "--kind", "null", "--size", "1MiB"]).expect(1);
-    assert!(taken.stderr.contains("being removed"), "{}", taken.stderr);
-    assert_eq!(session.wait(Duration::ZERO), None, "its write still waits");
 
-    // The device answers at last: so does the daemon, once, and the volume is gone.
-    daemon.ctl(&["fault", "clear", "stuck"]).expect(0);
-    assert_eq!(session.wait(Duration::from_secs(10)).expect("answered").result, WHOLE);
-    assert_eq!(session.wait(Duration::from_millis(50)), None, "once");
-    wait_until("the volume to be gone", || {
-        !daemon.ctl(&["volume", "list"]).expect(0).stdout.contains("removing")
-    });
-    let path = daemon.path("stuck");
-    daemon.ctl(&["volume", "create", "stuck", "--path", path.to_str().unwrap()]).expect(0);
-    drop((session, second));
-    daemon.ctl(&["volume", "remove", "stuck"]).expect(0);
-    wait_until("the sessions to end", || sessions(daemon).len() == 1);
-    beside.finish();
+    fn buffer(&self) -> Buffer {
+        self.session.alloc(BLOCK).unwrap()
+    }
+
+    /// Submits another write, and takes it back; too late, if it was issued meanwhile.
+    fn write_and_cancel(&mut self) -> Cancelled {
+        let write = Request::write(&self.volume, 0, self.buffer()).tag(1000);
+        let ticket = self.queue.submit(write).unwrap();
+        self.queue.commit().unwrap();
+        thread::sleep(Duration::from_millis(20));
+        let cancelled = self.queue.cancel(ticket).unwrap();
+        match cancelled {
+            Cancelled::Yes => {
+                let completion = self.queue.wait(Some(Duration::from_secs(20))).unwrap().unwrap();
+                assert_eq!(completion.result.unwrap_err().errno(), Errno::ECANCELED);
+            }
+            Cancelled::TooLate => self.count += 1,
+            Cancelled::NotFound => panic!("it was answered"),
+        }
+        cancelled
+    }
+
+    fn expect_answers(&mut self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        for left in (0..self.count).rev() {
+            let wait = end.saturating_duration_since(Instant::now());
+            let completion = self.queue.wait(Some(wait)).unwrap().unwrap_or_else(|| panic!("{left} left"));
+            assert_eq!((completion.tag, completion.result), (1000, Ok(BLOCK as u32)));
+        }
+    }
 }
 
-#[track_caller]
-fn raw_open_error(daemon: &Daemon, volume: &'static str) -> String {
-    let refused = open_request(&daemon.control(), request(&[(volume, Access::ReadOnly)], 8));
-    refused.expect_err("refused").message().to_owned()
+/// A client on another volume of the same engine does all it has to do.
+fn others_go_on(daemon: &Daemon) {
+    daemon.client(&["verify", "data", "--seconds", "1"]).finish().expect(0);
 }
 
-#[test]
-fn a_stuck_volume_hangs_nobody_else_under_io_uring() {
-    a_stuck_volume("io_uring");
-}
-
-#[test]
-fn a_stuck_volume_hangs_nobody_else_under_aio() {
-    a_stuck_volume("aio");
-}
-
-#[test]
-fn a_session_with_a_stuck_request_stays_until_it_is_answered_and_the_daemon_ends_all_the_same() {
-    let mut daemon = DaemonBuilder::new()
-        .engine("main", "auto", "faults = true")
-        .config("[[volume]]\nname = \"bad\"\nkind = \"memory\"\nsize = \"1 MiB\"\nallow_any = true")
-        .start();
-    daemon.ctl(&["fault", "set", "bad", "--effect", "stuck"]).expect(0);
-    let mut session = open(&daemon, "bad");
-    session.submit(&write(0));
-    wait_until("the write to be stuck", || daemon.ctl_json(&["fault", "show", "bad"])["held"] == 1);
-    drop(session);
-    wait_until("the session to be draining", || sessions(&daemon)[0]["state"] == "draining");
-    daemon.ctl(&["fault", "clear", "bad"]).expect(0);
-    wait_until("the session to end", || sessions(&daemon).is_empty());
+fn a_stuck_device(builder: DaemonBuilder) {
+    let mut daemon = builder.file("stuck", MIB).file("data", 4 * MIB).start();
+    let operator = Operator::new(daemon.control());
+    let mut stuck = Stuck::start(&daemon, &operator);
+    others_go_on(&daemon);
+    // What was issued cannot be taken back, and is not waited for when the volume is to go.
+    while stuck.write_and_cancel() == Cancelled::Yes {}
+    let start = Instant::now();
+    let removed = operator.remove("stuck", 200).unwrap();
+    assert!(!removed.removed && removed.in_flight >= stuck.count as u64, "{removed:?}");
+    assert!(start.elapsed() < Duration::from_secs(10), "the operator was held up");
+    assert_eq!(operator.volume("stuck").unwrap().unwrap().state(), VolumeState::Removing);
+    others_go_on(&daemon);
+    let failure = stuck.queue.read(&stuck.volume, 0, stuck.buffer()).unwrap_err();
+    assert_eq!(failure.error.errno(), Some(Errno::ENODEV));
+    // The device comes back.
+    operator.clear_faults("stuck").unwrap();
+    stuck.expect_answers();
+    wait_until("the volume to go", || operator.volume("stuck").unwrap().is_none());
+    others_go_on(&daemon);
+    drop(stuck);
     daemon.end(Signal::TERM).expect(0);
 }
 
 #[test]
-fn a_region_in_use_by_the_device_stays() {
-    // What is stuck is in flight: nothing else is as patient.
-    let rules = "[[volume.fault]]\nops = [\"write\"]\neffect = \"stuck\"";
-    let builder = DaemonBuilder::new();
-    let path = builder.path("target");
-    let target = format!("size = {MIB}\nallow_any = true\n{rules}");
-    let daemon = builder.volume("target", &path, &target).start();
-    let asked = v1::OpenSessionRequest {
-        features: features::CLIENT_REGIONS,
-        ..request(&[("target", Access::ReadWriteShared)], 64)
+fn a_stuck_device_stops_nobody_else_over_io_uring() {
+    a_stuck_device(engine("io_uring", "auto"));
+}
+
+#[test]
+fn a_stuck_device_stops_nobody_else_over_aio() {
+    a_stuck_device(engine("aio", "auto"));
+}
+
+/// What waits behind a stuck request can be taken back, and its time passes; what does not wait for it goes on.
+#[test]
+fn a_barrier_on_a_stuck_volume_holds_back_its_own_volume_only() {
+    let daemon = engine("auto", "auto").file("stuck", MIB).file("data", MIB).start();
+    let operator = Operator::new(daemon.control());
+    stick(&operator);
+    let session = daemon.session("stuck", Access::ReadWriteShared).volume("data", Access::ReadWrite);
+    let session = session.queue(QueueOptions::default()).queue(QueueOptions::default()).open().unwrap();
+    let (stuck, data) = (session.volume("stuck").unwrap(), session.volume("data").unwrap());
+    let (mut queue, mut other) = (session.take_queue(0).unwrap(), session.take_queue(1).unwrap());
+    let buffer = || session.alloc(BLOCK).unwrap();
+    let barrier = queue.submit(Request::write(&stuck, 0, buffer()).barrier(true).tag(1)).unwrap();
+    let behind = queue.submit(Request::read(&stuck, 0, buffer()).tag(2)).unwrap();
+    let timeout = Duration::from_millis(30);
+    queue.submit(Request::read(&stuck, 0, buffer()).timeout(timeout).tag(3)).unwrap();
+    let chain = vec![Request::flush(&stuck).tag(4), Request::read(&data, 0, buffer()).tag(5)];
+    let chain = queue.submit_chain(chain).unwrap();
+    // The other volume, and the same volume in another queue.
+    queue.write(&data, 0, buffer()).unwrap();
+    other.read(&stuck, 0, buffer()).unwrap();
+    let completion = queue.wait(Some(Duration::from_secs(20))).unwrap().expect("the time passes");
+    assert_eq!((completion.tag, completion.result.unwrap_err().errno()), (3, Errno::ETIMEDOUT));
+    assert_eq!(queue.cancel(barrier).unwrap(), Cancelled::TooLate);
+    assert_eq!(queue.cancel(behind).unwrap(), Cancelled::Yes);
+    assert_eq!(queue.cancel(chain[0]).unwrap(), Cancelled::Yes);
+    let mut cancelled: Vec<u64> = (0..3)
+        .map(|_| {
+            let completion = queue.wait(Some(Duration::from_secs(20))).unwrap().expect("it was cancelled");
+            assert_eq!(completion.result.unwrap_err().errno(), Errno::ECANCELED);
+            completion.tag
+        })
+        .collect();
+    cancelled.sort_unstable();
+    assert_eq!(cancelled, [2, 4, 5], "the rest of a chain goes with its member");
+    operator.clear_faults("stuck").unwrap();
+    let completion = queue.wait(Some(Duration::from_secs(20))).unwrap().expect("it is let go");
+    assert_eq!((completion.tag, completion.result), (1, Ok(BLOCK as u32)));
+}
+
+#[test]
+fn a_client_of_a_stuck_device_can_go_and_its_memory_stays_until_the_answer() {
+    let mut daemon = engine("auto", "auto").file("stuck", MIB).file("data", 4 * MIB).start();
+    let operator = Operator::new(daemon.control());
+    let stuck = Stuck::start(&daemon, &operator);
+    let id = stuck.session.id();
+    drop(stuck);
+    let listed = |daemon: &Daemon| {
+        let sessions = daemon.ctl_json(&["session", "list"])["sessions"].as_array().unwrap().clone();
+        sessions.into_iter().find(|session| session["session_id"] == id)
     };
-    let mut session = RawSession::attach(&open_request(&daemon.control(), asked).expect("a session"));
-    let memfd = create_memfd("test-region", MIB).expect("a memfd");
-    assert_eq!(add_region(&session.lease, 1, MIB, &[memfd.as_fd()]), 0);
-    session.submit(&Sqe { region: 1, ..write(0) });
-    wait_until("the write to be in flight", || sessions(&daemon)[0]["counters"]["in_flight"] == 1);
-    assert_eq!(remove_region(&session.lease, 1), errno::EBUSY);
-    assert_eq!(
-        session.result_of(&Sqe { region: 1, region_offset: 4096, ..read(4096) }),
-        WHOLE,
-        "it is still there"
-    );
-    daemon.ctl(&["fault", "clear", "target"]).expect(0);
-    let answer = session.wait(Duration::from_secs(10)).expect("the write goes on");
-    assert_eq!(answer.result, WHOLE);
-    assert_eq!(remove_region(&session.lease, 1), 0);
+    let state = listed(&daemon).expect("it is there for as long as the device may use its memory");
+    assert_eq!(state["state"], "draining", "{state}");
+    others_go_on(&daemon);
+    operator.clear_faults("stuck").unwrap();
+    wait_until("the session to go", || listed(&daemon).is_none());
+    daemon.end(Signal::TERM).expect(0);
+}
+
+#[test]
+fn a_daemon_that_stops_does_not_wait_for_a_stuck_device() {
+    let mut daemon = engine("auto", "auto").file("stuck", MIB).file("data", 4 * MIB).start();
+    let operator = Operator::new(daemon.control());
+    let mut stuck = Stuck::start(&daemon, &operator);
+    let waiter = thread::spawn(move || {
+        stuck.expect_answers();
+    });
+    daemon.end(Signal::TERM).expect(0);
+    waiter.join().expect("what was stuck is let go and answered before the end");
 }

@@ -501,6 +501,7 @@ impl<S: SubmitHalf> Submitter<S> {
                 }
                 Command::CloseSession { session_id, done } => self.close_session(session_id, done),
                 Command::Drain { done } => {
+                    self.end_faults();
                     self.draining = true;
                     self.drained = Some(done);
                     self.report_drained();

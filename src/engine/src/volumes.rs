@@ -122,6 +122,11 @@ impl Volumes {
         self.volumes.get(id.0 as usize).map(|volume| volume.grant.file).ok_or_else(missing)
     }
 
+    /// The files of all volumes.
+    pub fn files(&self) -> impl Iterator<Item = FileIndex> {
+        self.volumes.iter().map(|(_, volume)| volume.grant.file)
+    }
+
     /// Where compare-and-writes of a volume read to.
     pub fn scratch(&self, id: VolumeId) -> Option<&Scratch> {
         self.volumes.get(id.0 as usize)?.scratch.as_ref()

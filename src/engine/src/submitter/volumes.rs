@@ -47,6 +47,15 @@ impl<S: SubmitHalf> Submitter<S> {
         Ok(())
     }
 
+    /// Makes no more faults, and lets go of what they hold back: an engine that drains would wait for it in vain.
+    pub(super) fn end_faults(&mut self) {
+        for file in self.volumes.files() {
+            // A driver that cannot make faults holds nothing back.
+            let _ = self.driver.set_faults(file, FaultPlan::default());
+        }
+        self.commit();
+    }
+
     /// The faults of a volume.
     pub(super) fn faults(&self, volume: VolumeId) -> Result<Option<FaultStatus>, EngineError> {
         let file = self.volumes.file(self.sessions.name(), volume)?;
