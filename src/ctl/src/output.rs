@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
-use ferrio_api::v1::{Access, Class, Counters, Support, SupportLevel};
+use ferrio_api::v1::{Access, Class, Counters, Support, SupportLevel, Waits};
 use serde_json::{Value, json};
 
 use crate::error::CtlError;
@@ -162,6 +162,14 @@ pub fn counters_json(counters: &Counters) -> Value {
     json!({
         "queued": queued, "in_flight": in_flight, "oldest_us": oldest_us, "completed": completed, "errors": errors,
         "bytes": bytes,
+    })
+}
+
+/// Requests that waited or were taken back.
+pub fn waits_json(waits: &Waits) -> Value {
+    let Waits { held, cancelled, broken, timed_out, overdue } = waits;
+    json!({
+        "held": held, "cancelled": cancelled, "broken": broken, "timed_out": timed_out, "overdue": overdue,
     })
 }
 

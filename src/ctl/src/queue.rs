@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use crate::connect::ANSWER_BYTES_MAX;
 use crate::error::CtlError;
 use crate::output::{
-    self, COUNTER_COLUMNS, Column, class, counter_cells, counters_json, print, print_json, short,
+    self, COUNTER_COLUMNS, Column, class, counter_cells, counters_json, print, print_json, short, waits_json,
 };
 
 /// Cursor home, clear to the end of the screen.
@@ -62,7 +62,7 @@ fn to_table(answer: &ListQueuesResponse) -> String {
         Column::Left("ENGINE"),
         Column::Right("SQ/CQ"),
     ];
-    let queues = queues.into_iter().chain(COUNTER_COLUMNS).collect::<Vec<_>>();
+    let queues = queues.into_iter().chain(COUNTER_COLUMNS).chain([Column::Right("HELD")]).collect::<Vec<_>>();
     let rows = answer.queues.iter().map(|queue| {
         let mut cells = vec![
             queue.session_id.to_string(),
@@ -72,6 +72,7 @@ fn to_table(answer: &ListQueuesResponse) -> String {
             format!("{}/{}", queue.sq_entries, queue.cq_entries),
         ];
         cells.extend(counter_cells(queue.counters.as_ref()));
+        cells.push(queue.waits.unwrap_or_default().held.to_string());
         cells
     });
     format!("{classes}\n\n{}", output::table(&queues, rows.collect(), "no sessions"))
@@ -103,6 +104,7 @@ fn queue_json(queue: &SessionQueue) -> Value {
         "cq_entries": queue.cq_entries,
         "counters": counters_json(&queue.counters.unwrap_or_default()),
         "classes": queue.classes.iter().map(counters_json).collect::<Vec<_>>(),
+        "waits": waits_json(&queue.waits.unwrap_or_default()),
     })
 }
 
@@ -110,7 +112,7 @@ fn queue_json(queue: &SessionQueue) -> Value {
 mod tests {
     use super::*;
     use crate::testing::assert_keys;
-    use ferrio_api::v1::{Class, Counters};
+    use ferrio_api::v1::{Class, Counters, Waits};
 
     fn answer() -> ListQueuesResponse {
         let counters = Counters {
@@ -136,6 +138,7 @@ mod tests {
             cq_entries: 128,
             counters: Some(counters),
             classes: vec![Counters::default(), counters, Counters::default()],
+            waits: Some(Waits { held: 2, ..Waits::default() }),
         };
         ListQueuesResponse { classes: vec![class(Class::Prio), class(Class::Read)], queues: vec![queue] }
     }
@@ -147,8 +150,8 @@ ENGINE  CLASS  ENTRIES  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST
 main    prio     16384       3         32     123456       1  3 GiB  1.2 ms
 main    read     16384       3         32     123456       1  3 GiB  1.2 ms
 
-SESSION  CLIENT       QUEUE  ENGINE   SQ/CQ  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST
-     12  bulk-reader      0  main    64/128       3         32     123456       1  3 GiB  1.2 ms";
+SESSION  CLIENT       QUEUE  ENGINE   SQ/CQ  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST  HELD
+     12  bulk-reader      0  main    64/128       3         32     123456       1  3 GiB  1.2 ms     2";
         assert_eq!(to_table(&answer()), wanted);
         let widest = to_table(&answer()).lines().map(str::len).max();
         assert!(widest <= Some(120));

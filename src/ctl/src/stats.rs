@@ -8,6 +8,7 @@ use tonic::transport::Channel;
 use crate::error::CtlError;
 use crate::output::{
     self, CLASSES, COUNTER_COLUMNS, Column, counter_cells, counters_json, facts, millis, print, print_json,
+    waits_json,
 };
 
 /// `stats`.
@@ -41,6 +42,7 @@ fn to_table(answer: &GetStatsResponse) -> String {
 }
 
 fn engine_facts(engine: &EngineStats) -> String {
+    let waits = engine.waits.unwrap_or_default();
     facts(&[
         ("submitter turns", engine.submitter_turns.to_string()),
         ("submitter sleeps", engine.submitter_sleeps.to_string()),
@@ -51,6 +53,11 @@ fn engine_facts(engine: &EngineStats) -> String {
         ("refused", engine.refused.to_string()),
         ("sessions faulted", engine.sessions_faulted.to_string()),
         ("client wakes", engine.client_wakes.to_string()),
+        ("held by order", waits.held.to_string()),
+        ("cancelled", waits.cancelled.to_string()),
+        ("chains broken", format!("{} requests", waits.broken)),
+        ("timed out", waits.timed_out.to_string()),
+        ("overdue", waits.overdue.to_string()),
     ])
 }
 
@@ -77,6 +84,7 @@ fn engine_json(engine: &EngineStats) -> Value {
         "refused": engine.refused,
         "sessions_faulted": engine.sessions_faulted,
         "client_wakes": engine.client_wakes,
+        "waits": waits_json(&engine.waits.unwrap_or_default()),
     })
 }
 
@@ -84,7 +92,7 @@ fn engine_json(engine: &EngineStats) -> Value {
 mod tests {
     use super::*;
     use crate::testing::assert_keys;
-    use ferrio_api::v1::Counters;
+    use ferrio_api::v1::{Counters, Waits};
 
     fn answer() -> GetStatsResponse {
         let engine = EngineStats {
@@ -97,6 +105,7 @@ mod tests {
             submitter_turns: 120,
             batches: 9,
             client_wakes: 4,
+            waits: Some(Waits { held: 3, cancelled: 2, broken: 5, timed_out: 1, overdue: 6 }),
             ..EngineStats::default()
         };
         GetStatsResponse {
@@ -127,7 +136,12 @@ resubmitted        0
 stale completions  0
 refused            0
 sessions faulted   0
-client wakes       4";
+client wakes       4
+held by order      3
+cancelled          2
+chains broken      5 requests
+timed out          1
+overdue            6";
         assert_eq!(to_table(&answer()), wanted);
     }
 

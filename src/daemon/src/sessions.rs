@@ -36,7 +36,7 @@ use tokio::sync::mpsc;
 use crate::config::Limits;
 use crate::volumes::{Hold, Holder, VolumeKey, Volumes};
 use crate::{dispose, log};
-pub use list::counters;
+pub use list::{counters, waits};
 
 use error::{AttachError, OpenError};
 use hugepages::{HugePages, Makers};

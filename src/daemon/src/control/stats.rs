@@ -6,7 +6,7 @@ use ferrio_engine::EngineSnapshot;
 use tonic::{Request, Response, Status};
 
 use super::{Daemon, admin::millis_since};
-use crate::sessions::counters;
+use crate::sessions::{counters, waits};
 
 #[tonic::async_trait]
 impl Stats for Daemon {
@@ -39,5 +39,6 @@ fn show(name: &str, snapshot: &EngineSnapshot) -> EngineStats {
         refused: count.refused,
         sessions_faulted: count.sessions_faulted,
         client_wakes: count.client_wakes,
+        waits: Some(waits(&snapshot.waits)),
     }
 }

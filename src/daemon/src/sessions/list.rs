@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ferrio_api::v1;
-use ferrio_engine::{CountersSnapshot, EngineSnapshot};
+use ferrio_engine::{CountersSnapshot, EngineSnapshot, WaitsSnapshot};
 
 use super::{Session, Sessions, State};
 use std::sync::atomic::Ordering::Relaxed;
@@ -101,6 +101,7 @@ impl Sessions {
                 cq_entries: queue.cq_entries,
                 counters: Some(counters(&queue.total)),
                 classes: queue.classes.iter().map(counters).collect(),
+                waits: Some(waits(&queue.waits)),
             }));
         }
         answer.queues.sort_by_key(|queue| (queue.session_id, queue.queue));
@@ -110,6 +111,17 @@ impl Sessions {
     /// By engine.
     pub fn snapshots(&self) -> Vec<EngineSnapshot> {
         self.engines.iter().map(ferrio_engine::Engine::snapshot).collect()
+    }
+}
+
+/// Requests that waited or were taken back, as they go over the wire.
+pub fn waits(shot: &WaitsSnapshot) -> v1::Waits {
+    v1::Waits {
+        held: shot.held,
+        cancelled: shot.cancelled,
+        broken: shot.broken,
+        timed_out: shot.timed_out,
+        overdue: shot.overdue,
     }
 }
 
