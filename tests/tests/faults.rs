@@ -175,7 +175,7 @@ fn a_stuck_device(builder: DaemonBuilder) {
     while stuck.write_and_cancel() == Cancelled::Yes {}
     let start = Instant::now();
     let removed = operator.remove("stuck", 200).unwrap();
-    assert!(!removed.removed && removed.in_flight >= stuck.count as u64, "{removed:?}");
+    assert!(!removed.removed && removed.in_flight >= stuck.count as u32, "{removed:?}");
     assert!(start.elapsed() < Duration::from_secs(10), "the operator was held up");
     assert_eq!(operator.volume("stuck").unwrap().unwrap().state(), VolumeState::Removing);
     others_go_on(&daemon);

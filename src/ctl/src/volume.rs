@@ -59,8 +59,8 @@ pub async fn remove(channel: Channel, json: bool, name: String, wait_ms: u32) ->
         return Ok(());
     }
     Err(CtlError::Unfinished(format!(
-        "volume {name} takes no requests any more, and is not gone: {in_flight} requests of its engine wait for the \
-         kernel; it goes once those of this volume are answered, `ferrioctl volume list` shows it until then"
+        "volume {name} takes no requests any more, and is not gone: {in_flight} of its requests wait for the device; it \
+         goes once they are answered, `ferrioctl volume list` shows it until then"
     )))
 }
 

@@ -179,8 +179,10 @@ pub struct Removal {
     pub key: VolumeKey,
     /// Index of its home engine.
     pub engine: usize,
-    /// Its id there, if it was in service until now: then the caller tells the engine.
-    pub first: Option<VolumeId>,
+    /// Its id there.
+    pub id: VolumeId,
+    /// It was in service until now: the caller tells the engine.
+    pub first: bool,
     /// Closed when the volume is gone, and its file closed.
     pub gone: watch::Receiver<()>,
 }
@@ -293,19 +295,17 @@ impl Volumes {
         let mut table = self.lock();
         let key = table.find(name)?.volume.key;
         let Some(Entry { volume, gone }) = table.by_key.get_mut(&key) else { unreachable!("found above") };
-        let first = match &volume.stage {
+        let (served, first) = match &volume.stage {
             Stage::Opening => {
                 let stage = volume.stage.to_string();
                 return Err(VolumeError::NotServing { name: name.to_owned(), stage });
             }
-            Stage::Removing(_) => None,
-            Stage::Serving(served) => Some(served.clone()),
+            Stage::Removing(served) => (served.clone(), false),
+            Stage::Serving(served) => (served.clone(), true),
         };
-        let id = first.as_ref().map(|served| served.id);
-        if let Some(served) = first {
-            volume.stage = Stage::Removing(served);
-        }
-        Ok(Removal { key, engine: volume.engine, first: id, gone: gone.subscribe() })
+        let id = served.id;
+        volume.stage = Stage::Removing(served);
+        Ok(Removal { key, engine: volume.engine, id, first, gone: gone.subscribe() })
     }
 
     /// Nothing of it is left in its engine.

@@ -218,6 +218,14 @@ impl Engine {
         self.ask(|reply| Command::GetFaults { volume, reply })
     }
 
+    /// Requests of a volume that were accepted and are not answered. Looks at every record.
+    ///
+    /// # Errors
+    /// No such volume, or the engine has stopped.
+    pub fn requests_of(&self, volume: VolumeId) -> Result<u32, EngineError> {
+        self.ask(|reply| Command::CountRequests { volume, reply })
+    }
+
     /// Lets requests of a session name `region` by `index`, 1 to 255.
     ///
     /// # Errors

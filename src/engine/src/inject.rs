@@ -59,6 +59,13 @@ pub enum Command {
         /// Gets the outcome.
         reply: Reply<()>,
     },
+    /// Say how many requests of a volume are not answered.
+    CountRequests {
+        /// Which.
+        volume: VolumeId,
+        /// Gets the number.
+        reply: Reply<u32>,
+    },
     /// Say what the faults of a volume are.
     GetFaults {
         /// Which.

@@ -475,6 +475,7 @@ impl<S: SubmitHalf> Submitter<S> {
                 }
                 Command::SetFaults { volume, plan, reply } => reply(self.set_faults(volume, plan)),
                 Command::GetFaults { volume, reply } => reply(self.faults(volume)),
+                Command::CountRequests { volume, reply } => reply(self.count_requests(volume)),
                 Command::AddRegion { session_id, index, region, reply } => {
                     reply(self.sessions.add_region(&mut self.driver, session_id, index, region));
                 }

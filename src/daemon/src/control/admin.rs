@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::Daemon;
 use crate::sessions::plan::FEATURES;
-use crate::volumes::Stage;
+use crate::volumes::{Served, Stage};
 
 #[tonic::async_trait]
 impl Admin for Daemon {
@@ -45,13 +45,16 @@ impl Daemon {
             if let Some(reason) = volume.served().and_then(|served| served.target.direct_reason()) {
                 degraded.push(format!("volume {name}: through the page cache, not O_DIRECT: {reason}"));
             }
-            match volume.stage {
+            match &volume.stage {
                 Stage::Opening => {
                     degraded.push(format!("volume {name} is being opened: its path does not answer"))
                 }
-                Stage::Removing(_) => degraded.push(format!(
-                    "volume {name} is being removed: requests in flight keep it, does its device answer?"
-                )),
+                Stage::Removing(Served { id, .. }) => {
+                    let in_flight = self.engines[volume.engine].requests_of(*id).unwrap_or(0);
+                    degraded.push(format!(
+                        "volume {name} is being removed: {in_flight} of its requests wait for the device, does it answer?"
+                    ));
+                }
                 Stage::Serving(_) => {}
             }
             if volume.fault_rules > 0 {

@@ -74,12 +74,12 @@ impl Changes {
         }
     }
 
-    /// Takes a volume out of service and waits for its end, for `wait` at most: whether it is gone, and how many requests
-    /// of its engine wait for the kernel.
-    pub async fn remove(&self, name: &str, wait: Duration) -> Result<(bool, u64), VolumeError> {
-        let Removal { key, engine, first, mut gone } = self.volumes.start_removal(name)?;
+    /// Takes a volume out of service and waits for its end, for `wait` at most: whether it is gone, and how many of its
+    /// requests are in flight.
+    pub async fn remove(&self, name: &str, wait: Duration) -> Result<(bool, u32), VolumeError> {
+        let Removal { key, engine, id, first, mut gone } = self.volumes.start_removal(name)?;
         let engine = &self.engines[engine];
-        if let Some(id) = first {
+        if first {
             tracing::info!("volume {name}: is being removed");
             let (done, ended) = oneshot::channel();
             engine.remove_volume(id, Box::new(move || done.send(()).unwrap_or(())));
@@ -93,7 +93,9 @@ impl Changes {
         }
         // Ends when the sender is dropped, with the volume.
         let removed = tokio::time::timeout(wait, gone.changed()).await.is_ok();
-        Ok((removed, if removed { 0 } else { in_flight(engine) }))
+        // An engine that knows it no longer has nothing of it.
+        let in_flight = if removed { 0 } else { engine.requests_of(id).unwrap_or(0) };
+        Ok((removed, in_flight))
     }
 
     /// Changes the size of a volume; 0: looks at its device again.
@@ -253,8 +255,4 @@ fn check_size(volume: &Volume, served: &Served, bytes: u64) -> Result<(), Volume
         return invalid(what, "choose a value within the limit");
     }
     Ok(())
-}
-
-fn in_flight(engine: &Engine) -> u64 {
-    engine.snapshot().classes.iter().map(|class| class.counters.in_flight).sum()
 }

@@ -62,6 +62,12 @@ impl<S: SubmitHalf> Submitter<S> {
         Ok(self.driver.faults(file))
     }
 
+    /// How many requests of a volume are not answered.
+    pub(super) fn count_requests(&self, volume: VolumeId) -> Result<u32, EngineError> {
+        self.volumes.file(self.sessions.name(), volume)?;
+        Ok(u32::try_from(self.requests_of(volume).count()).unwrap_or(u32::MAX))
+    }
+
     /// Requests of sessions' queues that locks keep back.
     pub(super) fn held_requests_of(&self, slots: &[u32]) -> Vec<u32> {
         if !self.locks.any_held() {
