@@ -109,13 +109,12 @@ impl ClassQueues {
     pub fn push_back(&mut self, class: Class, queue: u32, record: u32) {
         let flow = &mut self.flows[queue as usize][class.index()];
         self.links[record as usize] = Link { next: NIL, prev: flow.tail };
-        match flow.len {
-            0 => flow.head = record,
-            _ => self.links[flow.tail as usize].next = record,
-        }
-        flow.tail = record;
+        let tail = std::mem::replace(&mut flow.tail, record);
         flow.len += 1;
-        if flow.len == 1 {
+        if flow.len > 1 {
+            self.links[tail as usize].next = record;
+        } else {
+            flow.head = record;
             self.link_last(class, queue);
         }
         self.classes[class.index()].len += 1;

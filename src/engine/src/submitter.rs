@@ -206,8 +206,9 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn take_from(&mut self, slot: u32, now: Nanos) -> Result<u32, RingFault> {
-        let records = if self.saving.is_none() && !self.sessions.has_waiting_chain(slot) {
-            fair_share(self.free.len(), self.sessions.held(slot))
+        let (held, chain_waits) = self.sessions.held(slot);
+        let records = if self.saving.is_none() && !chain_waits {
+            fair_share(self.free.len(), held)
         } else {
             self.records_beside_chains(slot)
         };
@@ -271,8 +272,11 @@ impl<S: SubmitHalf> Submitter<S> {
         self.sequence += 1;
         let origin = Origin { session: queue.session_id, cell: slot, sq_index, sequence: self.sequence };
         self.journal.accept(record, sqe, &origin);
-        let checked = chain.and_then(|after| Ok((rights.check(sqe)?, after)));
-        let Checked { class, length, block } = checked.map_or(REFUSED, |(checked, _)| checked);
+        let checked = match chain {
+            Ok(_) => rights.check(sqe),
+            Err(errno) => Err(errno),
+        };
+        let Checked { class, length, block } = checked.unwrap_or(REFUSED);
         let timeout_us = if checked.is_ok() { sqe.timeout_us } else { 0 };
         let request = &self.shared.requests[record as usize];
         request.accept(&Accepted {
@@ -289,7 +293,7 @@ impl<S: SubmitHalf> Submitter<S> {
         }
         match checked {
             Ok(_) if !rights.has(TRACKED) => self.classes.push_back(class, slot, record),
-            Ok((_, after)) => self.track(record, sqe, after, now),
+            Ok(_) => self.track(record, sqe, chain.unwrap_or(None), now),
             Err(errno) => {
                 if errno == errno::ECANCELED {
                     self.count(record, |counters| &counters.broken);

@@ -349,9 +349,10 @@ impl Sessions {
         &self.sessions[self.queues[slot as usize].session].rights
     }
 
-    /// Records in use by the session of a queue.
-    pub fn held(&self, slot: u32) -> u32 {
-        self.sessions[self.queues[slot as usize].session].outstanding
+    /// Records in use by the session of a queue, and whether one of its queues has, or had, a chain that waited for some.
+    pub fn held(&self, slot: u32) -> (u32, bool) {
+        let session = &self.sessions[self.queues[slot as usize].session];
+        (session.outstanding, session.chain_waits.is_some())
     }
 
     /// A queue has a chain without records for it.
@@ -359,11 +360,6 @@ impl Sessions {
         let queue = &mut self.queues[slot as usize];
         queue.waits_for_records = true;
         self.sessions[queue.session].chain_waits = Some(slot);
-    }
-
-    /// A queue of its session has, or had, a chain that waited for records.
-    pub fn has_waiting_chain(&self, slot: u32) -> bool {
-        self.sessions[self.queues[slot as usize].session].chain_waits.is_some()
     }
 
     /// Another queue of its session has a chain that waits for records.

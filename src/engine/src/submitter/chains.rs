@@ -26,7 +26,7 @@ impl<S: SubmitHalf> Submitter<S> {
     /// Records that a queue may take now, while a chain waits for some.
     pub(super) fn records_beside_chains(&self, slot: u32) -> u32 {
         let free = self.free.len();
-        let held = self.sessions.held(slot);
+        let (held, _) = self.sessions.held(slot);
         let fair = fair_share(free, held);
         if self.sessions.yields_to_chain(slot) {
             return 0;
@@ -134,7 +134,7 @@ impl<S: SubmitHalf> Submitter<S> {
         // Who has just taken some lets others save first.
         if self.saving.is_none() && taken == 0 {
             let records = self.chain.len() as u32;
-            if self.sessions.held(slot) + records <= self.half_of_records() {
+            if self.sessions.held(slot).0 + records <= self.half_of_records() {
                 self.saving = Some(Saving { slot, records });
             }
         }
