@@ -59,7 +59,8 @@ pub fn sqe_validation(data: &[u8]) {
 
 impl World {
     fn read(input: &mut Unstructured<'_>) -> Result<World> {
-        let block = 512 << input.int_in_range(0..=3)?;
+        // The last one is no power of two, as a null volume may have it.
+        let block = *input.choose(&[512, 1024, 2048, 4096, 1536])?;
         let blocks: u64 =
             if input.ratio(1, 8)? { u64::MAX / u64::from(block) } else { input.int_in_range(0..=4096)? };
         let memory_align = *input.choose(&[1, 4, 512, 4096])?;

@@ -8,10 +8,10 @@
 //! | 3 | class queues | [`queue`]: prio / read / write, per session queue; intrusive lists over record indices | Submitter | cannot be full: reserved at 2 |
 //! | 4 | schedule | [`scheduler`]: pure; classes and budgets | Submitter | - |
 //! | 5 | merge | not yet | Submitter | - |
-//! | 6 | submit | [`submitter`] -> [`ferrio_driver::SubmitHalf`]: queue, then one commit for the batch | Submitter | refused: stays at the head; errno: becomes a completion |
+//! | 6 | submit | [`submitter`]: the next step of the request, unless a compare-and-write has its range locked (`locks`) -> [`ferrio_driver::SubmitHalf`]: queue, then one commit for the batch | Submitter | refused: stays at the head; errno: becomes a completion |
 //! | 7 | kernel | io_uring / AIO | - | - |
 //! | 8 | reap | [`completion`] -> [`ferrio_driver::ReapHalf`] | whoever holds the reap half: Submitter ([`Shape::One`]) or Poller ([`Shape::Two`]) | stale tag: counted, dropped |
-//! | 9 | short I/O | [`completion`]: the rest of a short transfer goes back to the Submitter | reaper -> Submitter | - |
+//! | 9 | short I/O, steps | [`completion`]: the rest of a short transfer, and each result of a request of several steps, goes back to the Submitter | reaper -> Submitter | - |
 //! | 10 | client CQ ring | [`completion`] -> [`ferrio_shm::ring::CqProducer`], at most one wake per queue and batch | reaper | cannot be full: reserved at 2 |
 //!
 //! Every accepted SQE gets exactly one CQE. In steady state nothing on this way allocates, blocks or takes a contended

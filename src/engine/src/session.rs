@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ferrio_driver::{FileIndex, RegionIndex};
+use ferrio_driver::{FileIndex, RegionIndex, Target};
 use ferrio_shm::{
     abi::{self, Opcode, errno, features, limits, sqe_flags},
     doorbell::{DoorbellRx, DoorbellTx},
@@ -71,6 +71,9 @@ pub struct GrantedVolume {
     pub(crate) size: u64,
     pub(crate) block: u32,
     pub(crate) memory_align: u32,
+    /// Bits that are 0 in multiples of `block` and of `memory_align`.
+    pub(crate) block_mask: u64,
+    pub(crate) memory_mask: u64,
     pub(crate) writable: bool,
     /// Operations that it cannot do: bits by opcode.
     pub(crate) lacks: u16,
@@ -88,10 +91,18 @@ impl GrantedVolume {
             size,
             block,
             memory_align,
+            block_mask: mask(block),
+            memory_mask: mask(memory_align),
             writable,
             lacks: 0,
             gone: false,
         }
+    }
+
+    /// The volume as its driver knows it.
+    pub(crate) fn of(id: VolumeId, file: FileIndex, target: &Target) -> Self {
+        let (block, memory_align) = (target.block_bytes(), target.memory_align_bytes());
+        Self { id, file, ..Self::detached(target.size_bytes(), block, memory_align, !target.read_only()) }
     }
 
     /// The same where the volume cannot do an operation.
@@ -105,6 +116,11 @@ impl GrantedVolume {
     pub fn removed(self) -> Self {
         Self { gone: true, ..self }
     }
+}
+
+/// Bits that are 0 in all multiples. All bits where that does not tell, so that 0 alone is taken for one.
+fn mask(multiple: u32) -> u64 {
+    if multiple.is_power_of_two() { u64::from(multiple) - 1 } else { u64::MAX }
 }
 
 /// Memory of a session that requests may name.
@@ -190,7 +206,6 @@ impl Rights {
         };
         let volume = self.volumes.get(usize::from(sqe.volume))?.as_ref()?;
         let region = self.regions.get(usize::from(sqe.region))?.as_ref()?;
-        let (block, align) = (u64::from(volume.block), u64::from(volume.memory_align));
         let good = unused == 0
             && !volume.gone
             && (volume.writable || !is_write)
@@ -199,9 +214,8 @@ impl Rights {
             && sqe.length <= volume.size - sqe.offset
             && sqe.region_offset <= region.bytes
             && sqe.length <= region.bytes - sqe.region_offset
-            && sqe.length.is_multiple_of(block)
-            && sqe.offset.is_multiple_of(block)
-            && sqe.region_offset.is_multiple_of(align);
+            && (sqe.length | sqe.offset) & volume.block_mask == 0
+            && sqe.region_offset & volume.memory_mask == 0;
         good.then_some(Checked { class, length: sqe.length, block: volume.block })
     }
 

@@ -79,16 +79,7 @@ impl Volumes {
             .map_err(|source| EngineError::Driver { engine: engine.to_owned(), source })?;
         let entry = self.volumes.vacant_entry();
         let id = VolumeId(entry.key() as u32);
-        let mut grant = GrantedVolume {
-            id,
-            file,
-            size: target.size_bytes(),
-            block: target.block_bytes(),
-            memory_align: target.memory_align_bytes(),
-            writable: !target.read_only(),
-            lacks: 0,
-            gone: false,
-        };
+        let mut grant = GrantedVolume::of(id, file, &target);
         let able = target.capabilities();
         if !able.discard.is_supported() {
             grant = grant.lacking(Opcode::Discard);

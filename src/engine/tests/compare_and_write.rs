@@ -5,6 +5,7 @@ mod common;
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use common::{BLOCK, Client, Rig, VOLUME_BYTES, done, request};
@@ -18,7 +19,7 @@ use ferrio_driver::{
 use ferrio_engine::{VolumeId, inject::Command, session::FEATURES};
 use ferrio_shm::{
     abi::{Opcode, errno, limits, sqe_flags},
-    entry::{Cqe, Sqe},
+    entry::{Cqe, IovEntry, Sqe},
 };
 
 fn rig<D: Driver>(depth: u32, requests_max: u32) -> Rig<D> {
@@ -232,23 +233,24 @@ fn overlapping_writes_wait() {
     let volume = rig.add_volume(Target::memory(VOLUME_BYTES).unwrap().into());
     let mut writer = rig.open(volume, 16);
     let mut others: Vec<Client> = (0..3).map(|_| rig.open(volume, 16)).collect();
-    // Between the halves of a transfer others have their turn.
-    let rule = FaultRule {
+    // Between the halves of a transfer others have their turn, and a read may pass a write that was issued before.
+    let rule = |probability_ppm, effect| FaultRule {
         ops: FaultOps::READ | FaultOps::WRITE,
         range: 0..u64::MAX,
-        probability_ppm: 700_000,
+        probability_ppm,
         after: 0,
         count: None,
-        effect: FaultEffect::Short,
+        effect,
     };
+    let rules = [rule(300_000, FaultEffect::Reorder { window: 2 }), rule(700_000, FaultEffect::Short)];
     let both = 2 * BLOCK;
     let write = |n: u64| match n % 3 {
         0 => Sqe { op: Opcode::WriteZeroes as u8, region_offset: 0, ..compare_and_write(1, 0, both, 0) },
         _ => Sqe { op: Opcode::Write as u8, ..compare_and_write(1, 0, both, 0) },
     };
-    let (mut equal, mut different) = (0, 0);
+    let (mut equal, mut different, mut current) = (0, 0, 0);
     for round in 1..200 {
-        let plan = FaultPlan { seed: round, rules: vec![rule.clone()] };
+        let plan = FaultPlan { seed: round, rules: rules.to_vec() };
         rig.ask(|reply| Command::SetFaults { volume, plan, reply }).unwrap();
         fill(&writer, 0, both, round);
         let sqes: Vec<Sqe> = others
@@ -256,13 +258,9 @@ fn overlapping_writes_wait() {
             .enumerate()
             .map(|(n, client)| {
                 let value = if round % 3 == 0 { 0 } else { round };
-                expect(
-                    client,
-                    0,
-                    both,
-                    if n == 0 { value } else { round - 1 },
-                    1000 * (n as u64 + 1) + round,
-                );
+                // What the write of this round makes of it, what it was before, what it never was.
+                let old = [value, current, u64::MAX][n];
+                expect(client, 0, both, old, 1000 * (n as u64 + 1) + round);
                 compare_and_write(n as u64, 0, both, 0)
             })
             .collect();
@@ -285,8 +283,75 @@ fn overlapping_writes_wait() {
         rig.ask(|reply| Command::SetFaults { volume, plan: FaultPlan::default(), reply }).unwrap();
         let now = held(&mut rig, &mut writer, 0, both);
         assert!(now.is_some(), "a mixture of two writes in round {round}: {results:?}");
+        current = now.unwrap_or_default();
     }
     assert!(equal > 20 && different > 20, "{equal} were equal, {different} were not");
+}
+
+/// The device takes its time over a write: who compares after it was issued sees it whole.
+#[test]
+fn writes_issued_before_are_waited_for() {
+    let mut rig = rig::<Fault<Uring>>(8, 64);
+    let volume = rig.add_volume(Target::memory(VOLUME_BYTES).unwrap().into());
+    let mut client = rig.open(volume, 16);
+    let long = Duration::from_millis(20);
+    let rule = FaultRule {
+        ops: FaultOps::WRITE,
+        range: 0..u64::MAX,
+        probability_ppm: ALWAYS_PPM,
+        after: 0,
+        count: Some(1),
+        effect: FaultEffect::Delay { min: long, max: long },
+    };
+    let plan = FaultPlan { seed: 2, rules: vec![rule] };
+    rig.ask(|reply| Command::SetFaults { volume, plan, reply }).unwrap();
+    fill(&client, 8 * BLOCK, BLOCK, 5);
+    expect(&client, 0, BLOCK, 0, 6);
+    expect(&client, 2 * BLOCK, BLOCK, 5, 7);
+    client.submit(&[
+        request(Opcode::Write, 1, 8 * BLOCK),
+        compare_and_write(2, 8 * BLOCK, BLOCK, 0),
+        compare_and_write(3, 8 * BLOCK, BLOCK, 2 * BLOCK),
+    ]);
+    let results = rig.results(&mut client, 3);
+    assert_eq!(results, BTreeMap::from([(1, 4096), (2, -errno::EILSEQ), (3, 4096)]));
+    assert_eq!(held(&mut rig, &mut client, 8 * BLOCK, BLOCK), Some(7));
+}
+
+/// What is written is the second half, block by block, however often it falls short.
+#[test]
+fn short_transfers_go_on_in_both_halves() {
+    let mut rig = rig::<Fault<Uring>>(8, 64);
+    let volume = rig.add_volume(Target::memory(VOLUME_BYTES).unwrap().into());
+    let mut client = rig.open(volume, 16);
+    let rule = FaultRule {
+        ops: FaultOps::READ | FaultOps::WRITE,
+        range: 0..u64::MAX,
+        probability_ppm: ALWAYS_PPM,
+        after: 0,
+        count: None,
+        effect: FaultEffect::Short,
+    };
+    let plan = FaultPlan { seed: 2, rules: vec![rule] };
+    rig.ask(|reply| Command::SetFaults { volume, plan, reply }).unwrap();
+    let length = 16 * BLOCK;
+    let number = |from: u64, client: &Client, at: u64| {
+        client.arena(at, length).iter().zip(from..).for_each(|(word, n)| word.store(n, Relaxed));
+    };
+    fill(&client, 0, length, 0);
+    number(1, &client, length);
+    let sqe = compare_and_write(1, 0, length, 0);
+    assert_eq!(rig.result(&mut client, sqe), 16 * 4096, "zeros at first");
+    number(1, &client, 0);
+    number(100_000, &client, length);
+    client.arena(0, length)[15 * 512 + 100].fetch_add(1, Relaxed);
+    assert_eq!(rig.result(&mut client, sqe), -errno::EILSEQ, "a word of the last block");
+    number(1, &client, 0);
+    assert_eq!(rig.result(&mut client, sqe), 16 * 4096);
+    let back = Sqe { length, region_offset: 0, ..request(Opcode::Read, 1, 0) };
+    assert_eq!(rig.result(&mut client, back), 16 * 4096);
+    let wrong = client.arena(0, length).iter().zip(100_000..).position(|(word, n)| word.load(Relaxed) != n);
+    assert_eq!(wrong, None);
 }
 
 /// Many at once, all over each other: more than there are places, from several sessions, beside writes to the same range.
@@ -407,6 +472,130 @@ fn a_session_that_ends_lets_go_of_its_locks() {
     assert_eq!(rig.results(&mut staying, 1)[&1], 4096, "the write that was parked goes on");
     rig.turn_until("the session to end", |_| closed.try_recv().is_ok());
     assert_eq!(rig.result(&mut staying, compare_and_write(1, 8 * BLOCK, 512, 0)), 512, "all locks are free");
+}
+
+/// Requests that a lock keeps back can be taken back, and run out of time, like all that were not issued.
+#[test]
+fn what_waits_for_a_lock_can_be_cancelled_and_times_out() {
+    let (mut rig, volume) = stuck();
+    let mut client = rig.open(volume, 64);
+    let cancel = |user_data, arg| Sqe { op: Opcode::Cancel as u8, user_data, arg, ..Sqe::default() };
+    let caw = |user_data| compare_and_write(user_data, 0, BLOCK, 0);
+    let write = |user_data| Sqe { user_data, ..request(Opcode::Write, 0, 0) };
+    // The first one has the lock, and its read is stuck; one waits for its place, one is parked.
+    client.submit(&[caw(1), caw(2), write(3)]);
+    rig.take(3);
+    client.submit(&[cancel(10, 1), cancel(12, 2), cancel(13, 3), cancel(14, 3)]);
+    let results = rig.results(&mut client, 6);
+    let expected = [
+        (2, -errno::ECANCELED),
+        (3, -errno::ECANCELED),
+        (10, -errno::EALREADY),
+        (12, 0),
+        (13, 0),
+        (14, -errno::ENOENT),
+    ];
+    assert_eq!(results, BTreeMap::from(expected));
+    let soon = |sqe: Sqe| Sqe { timeout_us: 2000, ..sqe };
+    client.submit(&[soon(caw(4)), soon(write(5)), write(6)]);
+    let late = rig.results(&mut client, 2);
+    assert_eq!(late, BTreeMap::from([(4, -errno::ETIMEDOUT), (5, -errno::ETIMEDOUT)]));
+    // One whose drain is under way lets go of its place.
+    client.submit(&[Sqe { offset: 8 * BLOCK, ..write(7) }, Sqe { offset: 9 * BLOCK, ..soon(caw(8)) }]);
+    unstick(&mut rig, volume);
+    let rest = rig.results(&mut client, 4);
+    assert!([1, 6, 7].iter().all(|n| rest[n] == 4096), "{rest:?}");
+    assert!([4096, -errno::ETIMEDOUT].contains(&rest[&8]), "{rest:?}");
+    assert_eq!(rig.result(&mut client, caw(9)), 4096, "all locks are free");
+}
+
+/// A chain goes on after a compare-and-write that found what it expected, and breaks at one that did not.
+#[test]
+fn a_mismatch_breaks_the_chain() {
+    let mut rig = rig::<Uring>(8, 64);
+    let volume = rig.add_volume(Target::memory(VOLUME_BYTES).unwrap().into());
+    let mut client = rig.open(volume, 16);
+    expect(&client, 0, BLOCK, 0, 7);
+    let linked = |sqe: Sqe| Sqe { flags: sqe_flags::LINK, ..sqe };
+    let write = |user_data| Sqe { user_data, ..request(Opcode::Write, 0, 8 * BLOCK) };
+    for (round, outcome) in [(0, 4096), (1, -errno::EILSEQ)] {
+        let zeroes = Sqe {
+            op: Opcode::WriteZeroes as u8,
+            user_data: 3,
+            length: BLOCK,
+            offset: 32 * BLOCK,
+            ..Sqe::default()
+        };
+        client.submit(&[linked(compare_and_write(1, 0, BLOCK, 0)), linked(write(2)), zeroes]);
+        let results = rig.results(&mut client, 3);
+        let after = if round == 0 { [4096, 0] } else { [-errno::ECANCELED; 2] };
+        assert_eq!(results, BTreeMap::from([(1, outcome), (2, after[0]), (3, after[1])]));
+    }
+}
+
+/// A drain lets requests of many steps come to their end, also those behind locks.
+#[test]
+fn a_drain_waits_for_all_steps() {
+    let mut rig = rig::<Uring>(2, 128);
+    let volume = rig.add_volume(Target::memory(1 << 30).unwrap().into());
+    let mut client = rig.open(volume, 64);
+    let zeroes = |n| Sqe {
+        op: Opcode::WriteZeroes as u8,
+        flags: sqe_flags::FUA,
+        user_data: n,
+        length: 1 << 30,
+        ..Sqe::default()
+    };
+    client.submit(&(0..4).map(zeroes).collect::<Vec<_>>());
+    client.submit(&(4..24).map(|n| compare_and_write(n, 0, BLOCK, 0)).collect::<Vec<_>>());
+    rig.take(24);
+    let (done, drained) = done();
+    rig.send(Command::Drain { done });
+    assert!(drained.try_recv().is_err());
+    let results = rig.results(&mut client, 24);
+    assert!((0..4).all(|n| results[&n] == 0) && (4..24).all(|n| results[&n] == 4096), "{results:?}");
+    drained.try_recv().expect("all have their answers");
+}
+
+/// Memory cannot be taken away while the device may use it; what was not issued does without.
+#[test]
+fn regions_go_between_steps_but_not_during_one() {
+    let (mut rig, volume) = stuck();
+    let mut client = rig.open(volume, 16);
+    let (daemons, _own) = common::region(4 * BLOCK);
+    let session_id = client.id;
+    rig.ask(|reply| Command::AddRegion { session_id, index: 1, region: daemons.clone(), reply }).unwrap();
+    let iovec = IovEntry { region: 1, zero: 0, length: 4096, offset: 0 };
+    let entries = [iovec, IovEntry { offset: 2 * BLOCK, ..iovec }];
+    for (words, entry) in client.arena(0, 32).chunks(2).zip(entries) {
+        words.iter().zip(entry.to_words()).for_each(|(word, value)| word.store(value, Relaxed));
+    }
+    let readv = Sqe { iov_count: 2, length: 2 * BLOCK, region_offset: 0, ..request(Opcode::Readv, 1, 0) };
+    client.submit(&[readv, Sqe { region: 1, ..compare_and_write(2, 64 * BLOCK, BLOCK, 0) }]);
+    rig.take(2);
+    let busy = rig.ask(|reply| Command::RemoveRegion { session_id, index: 1, reply }).unwrap_err();
+    assert_eq!(busy.errno(), errno::EBUSY, "a piece of the readv lies there: {busy}");
+    unstick(&mut rig, volume);
+    let results = rig.results(&mut client, 2);
+    assert_eq!(results, BTreeMap::from([(1, 8192), (2, 4096)]));
+    rig.ask(|reply| Command::RemoveRegion { session_id, index: 1, reply }).unwrap();
+    // A compare-and-write whose region goes between its steps answers ENXIO, and nothing was written.
+    let rule = FaultRule {
+        ops: FaultOps::READ,
+        range: 0..u64::MAX,
+        probability_ppm: ALWAYS_PPM,
+        after: 0,
+        count: None,
+        effect: FaultEffect::Stuck,
+    };
+    rig.ask(|reply| Command::AddRegion { session_id, index: 1, region: daemons, reply }).unwrap();
+    let plan = FaultPlan { seed: 1, rules: vec![rule] };
+    rig.ask(|reply| Command::SetFaults { volume, plan, reply }).unwrap();
+    client.submit(&[Sqe { region: 1, ..compare_and_write(3, 64 * BLOCK, BLOCK, 0) }]);
+    rig.take(1);
+    rig.ask(|reply| Command::RemoveRegion { session_id, index: 1, reply }).unwrap();
+    unstick(&mut rig, volume);
+    assert_eq!(rig.results(&mut client, 1)[&3], -errno::ENXIO);
 }
 
 /// The client changes what is to be compared, and what is to be written, all the time: it gets what it made, and nobody

@@ -192,12 +192,18 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     /// Hands a step to the driver; a full batch is committed once to make room.
+    #[inline]
     pub(super) fn submit(&mut self, slot: Reserved, record: u32, step: &Step) -> Result<(), Reserved> {
         let op = match step {
             Step::Op(op) => op,
             Step::Vectored(op) => return self.submit_vectored(slot, record, op),
             Step::Held => unreachable!("nothing to submit"),
         };
+        self.submit_plain(slot, record, op)
+    }
+
+    #[inline]
+    fn submit_plain(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
         match self.driver.submit(slot, record, op) {
             Ok(_) => Ok(()),
             Err(slot) => {
@@ -207,11 +213,12 @@ impl<S: SubmitHalf> Submitter<S> {
         }
     }
 
+    #[inline(never)]
     fn submit_vectored(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
         let first = self.segments[0];
         let alone = Op { region: first.region, region_offset: first.offset, length: first.length, ..*op };
         if self.segments.len() == 1 {
-            return self.submit(slot, record, &Step::Op(alone));
+            return self.submit_plain(slot, record, &alone);
         }
         let Err(slot) = self.driver.submit_vectored(slot, record, op, &self.segments) else { return Ok(()) };
         self.commit();
