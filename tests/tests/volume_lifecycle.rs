@@ -286,6 +286,36 @@ fn an_evicted_client_is_told_why() {
 }
 
 #[test]
+fn a_configured_path_that_does_not_answer_keeps_no_other_out_of_service() {
+    if !is_root() {
+        return skip("mounts need root", false);
+    }
+    let mounts = match Mounts::new() {
+        Ok(mounts) => mounts,
+        Err(reason) => return skip(&reason, true),
+    };
+    let silent = match SilentFs::mount(&mounts, "silent") {
+        Ok(silent) => silent,
+        Err(reason) => return skip(&reason, false),
+    };
+    let path = silent.path().join("disk");
+    let mut daemon = DaemonBuilder::new().volume("slow", &path, "").file("data", MIB).start();
+    daemon.client(&["verify", "data"]).finish().expect(0);
+    assert_eq!(volume(&daemon, "slow").expect("listed")["state"], "opening");
+    let info = daemon.ctl(&["info"]).expect(0).stdout;
+    assert!(info.contains("volume slow is being opened: its path does not answer"), "{info}");
+    let refused = raw::open(&daemon.control(), &shared(&["slow"]), 8).expect_err("not yet");
+    assert!(refused.message().contains("\"slow\" is being opened"), "{refused:?}");
+    drop(silent);
+    wait_until("the volume to be given up", || volume(&daemon, "slow").is_none());
+    let log = daemon.log();
+    for part in ["slow: its path does not answer", "\"slow\" cannot be opened"] {
+        assert!(log.contains(part), "{part:?} not in {log}");
+    }
+    daemon.end(Signal::TERM).expect(0);
+}
+
+#[test]
 fn a_path_that_does_not_answer_hangs_nobody_else() {
     if !is_root() {
         return skip("mounts need root", false);

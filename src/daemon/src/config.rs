@@ -6,6 +6,7 @@
 pub mod check;
 mod fault;
 pub mod keys;
+mod patience;
 pub mod problem;
 mod read;
 pub mod reader;

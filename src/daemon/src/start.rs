@@ -1,10 +1,10 @@
 //! From a configuration to a daemon that is ready: directory, engines, volumes, sockets, in this order.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, mpsc as sync_mpsc};
+use std::time::{Duration, Instant};
 
-use ferrio_driver::TargetError;
+use ferrio_driver::{Target, TargetError};
 use ferrio_engine::{Engine, EngineConfig, EngineError};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -15,7 +15,10 @@ use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::sessions::{Notice, Sessions, Setup};
 use crate::volumes::change::Changes;
 use crate::volumes::error::VolumeError;
-use crate::volumes::{Volumes, change, open};
+use crate::volumes::{Reservation, Volumes, change, open};
+
+/// How long a path is waited for when others have used up the time that all have together.
+const OPEN_AT_LEAST: Duration = Duration::from_millis(100);
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -149,19 +152,53 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
 fn open_volumes(config: &Config, engines: &[Engine]) -> Result<Arc<Volumes>, StartError> {
     let volumes = Arc::new(Volumes::default());
     let mut problems = Vec::new();
+    let deadline = Instant::now() + change::ANSWER_LIMIT;
     for section in &config.volumes {
         let home = engines.iter().position(|engine| engine.info().name == section.engine.value);
         // The configuration was checked for it.
         let engine = home.unwrap_or(0);
         let reservation = volumes.reserve(section.clone(), engine, true)?;
-        match open::open(section) {
-            Ok(target) => {
+        let (answer, answered) = sync_mpsc::channel();
+        let own = section.clone();
+        let thread = std::thread::Builder::new().name("open".to_owned());
+        let spawned = thread.spawn(move || {
+            // Nobody waits any more: it is closed here.
+            let _ = answer.send((open::open(&own), reservation));
+        });
+        spawned
+            .map_err(|source| StartError::System { what: "start a thread that opens a volume", source })?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(OPEN_AT_LEAST);
+        match answered.recv_timeout(left) {
+            Ok((Ok(target), reservation)) => {
                 change::serve(&engines[engine], reservation, Arc::new(target))?;
             }
-            Err(error) => problems.push(target_problem(config, section, &error)),
+            Ok((Err(error), _)) => problems.push(target_problem(config, section, &error)),
+            Err(_) => serve_late(section.name.value.clone(), engines[engine].clone(), answered),
         }
     }
     if problems.is_empty() { Ok(volumes) } else { Err(Problems(problems).into()) }
+}
+
+/// A volume whose path does not answer does not keep the others out of service.
+fn serve_late(
+    name: String,
+    engine: Engine,
+    answered: sync_mpsc::Receiver<(Result<Target, TargetError>, Reservation)>,
+) {
+    tracing::error!(
+        "volume {name}: its path does not answer: starting without it, it is served when it does"
+    );
+    tokio::spawn(async move {
+        let Ok(Ok((opened, reservation))) = tokio::task::spawn_blocking(move || answered.recv()).await else {
+            return;
+        };
+        let served = opened
+            .map_err(|source| VolumeError::Target { name, what: "opened", source })
+            .and_then(|target| change::serve(&engine, reservation, Arc::new(target)));
+        if let Err(error) = served {
+            tracing::error!("{error}");
+        }
+    });
 }
 
 fn target_problem(config: &Config, section: &VolumeSection, error: &TargetError) -> Problem {

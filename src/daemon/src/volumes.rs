@@ -270,7 +270,7 @@ impl Volumes {
         }
         let opening =
             table.by_key.values().filter(|entry| matches!(entry.volume.stage, Stage::Opening)).count();
-        if opening >= OPENING_MAX {
+        if opening >= OPENING_MAX && !configured {
             return Err(VolumeError::TooManyOpening(OPENING_MAX));
         }
         table.last_key += 1;

@@ -3,11 +3,25 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use super::patience::{LOOK_LIMIT, within};
 use super::{At, Config, Problem, Severity, VolumeSection, VolumeSource, size};
 
 /// Looks at the paths of the volumes.
 pub fn check_volumes(config: &Config) -> Vec<Problem> {
-    config.volumes.iter().filter_map(|volume| check_volume(config, volume)).collect()
+    config.volumes.iter().filter_map(|volume| check_in_time(config, volume)).collect()
+}
+
+/// A path that does not answer is no reason to leave the other volumes alone.
+fn check_in_time(config: &Config, volume: &VolumeSection) -> Option<Problem> {
+    let path = volume.source.path()?;
+    let (own_config, own_volume) = (config.clone(), volume.clone());
+    let checked = within(LOOK_LIMIT, move || check_volume(&own_config, &own_volume));
+    checked.unwrap_or_else(|| {
+        let value = format!("{:?}", path.value);
+        let what = "does not answer: ferriod starts without this volume, and serves it when it does";
+        let fix = "look after the disk or the file server below it";
+        Some(warning(config, path.line, "volume.path", &value, what, fix))
+    })
 }
 
 fn warning(config: &Config, line: u32, key: &str, value: &str, what: &str, fix: &str) -> Problem {

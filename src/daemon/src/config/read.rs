@@ -1,11 +1,12 @@
 //! Text to [`Config`]: one function per section.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ferrio_driver::BackendChoice;
 use ferrio_engine::Threads;
 
 use super::keys;
+use super::patience::{LOOK_LIMIT, within};
 use super::reader::{At, Section, Source};
 use super::{
     Config, DEFAULT_ENGINE, DaemonSection, EngineSection, Limits, Problems, VolumeSection, VolumeSource,
@@ -234,12 +235,13 @@ fn read_volumes(sections: Vec<Section<'_, '_>>, engines: &[EngineSection]) -> Ve
         names.push(name.clone());
         let source = read_source(&mut section);
         if let Some(path) = source.as_ref().and_then(VolumeSource::path) {
-            if let Some(first) = paths.iter().find(|other| same_file(&other.value, &path.value)) {
+            let real = real(path);
+            if let Some(first) = paths.iter().find(|other| other.value == real.value) {
                 let what = format!("is the file of line {} too: a volume is opened once", first.line);
                 let fix = "remove one of the two, or give it another file";
                 section.refuse("path", path, &format!("{:?}", path.value), &what, "", fix);
             }
-            paths.push(path.clone());
+            paths.push(real);
         }
         let engine = read_engine_name(&mut section, engines);
         let read_only = section.flag("read_only").value;
@@ -254,8 +256,11 @@ fn read_volumes(sections: Vec<Section<'_, '_>>, engines: &[EngineSection]) -> Ve
     volumes
 }
 
-fn same_file(one: &Path, other: &Path) -> bool {
-    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+/// The file that a path leads to; the path as it stands where nothing is there, or nothing answers.
+fn real(path: &At<PathBuf>) -> At<PathBuf> {
+    let own = path.value.clone();
+    let found = within(LOOK_LIMIT, move || own.canonicalize().ok()).flatten();
+    At { value: found.unwrap_or_else(|| path.value.clone()), line: path.line }
 }
 
 #[derive(Clone, Copy, PartialEq)]

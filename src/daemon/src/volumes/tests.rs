@@ -75,7 +75,7 @@ async fn a_name_is_free_again_once_its_volume_is_gone() {
     assert!(taken.contains("\"a\" is in service"), "{taken}");
     let mut removal = volumes.start_removal("a").expect("in service");
     assert_eq!((removal.key, removal.id, removal.first), (a, VolumeId(7), true));
-    assert_eq!(volumes.start_removal("a").expect("again").first, false, "the engine is told once");
+    assert!(!volumes.start_removal("a").expect("again").first, "the engine is told once");
     let removing = volumes.serving("a").expect_err("takes nothing more").to_string();
     assert!(removing.contains("being removed") && removing.contains("volume list"), "{removing}");
     assert!(free("a").expect_err("not gone yet").to_string().contains("being removed"));
