@@ -8,11 +8,16 @@
 //! through one queue with a barrier that was executed between them, or that is one of them. A read may find in each word
 //! what any change has written there that was not surely overwritten before the read and is not surely after it. A change
 //! that failed may have happened in whole, in part or not at all; one that was cancelled, or whose time was over, did not.
+//!
+//! A swap tells more: it found what it expected, so a concurrent write that came after what it expected came after the swap.
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 /// Bytes of a block of the model; a multiple of the volume's.
 pub const BLOCK: usize = 4096;
@@ -135,6 +140,8 @@ struct Order<'a> {
     fences: Vec<(u32, u32)>,
     /// By block: the ops that may have changed it.
     changes: Vec<Vec<usize>>,
+    /// Swaps, and what must have overwritten them.
+    swapped: HashSet<(usize, usize)>,
 }
 
 impl Order<'_> {
@@ -149,6 +156,41 @@ impl Order<'_> {
         }
         let chained = first.chain.is_some() && first.chain == second.chain;
         chained || self.fences[b].1 > self.fences[a].0
+    }
+
+    /// The same for what two changes do to a block.
+    fn overwritten(&self, a: usize, b: usize) -> bool {
+        self.before(a, b) || self.swapped.contains(&(a, b))
+    }
+
+    /// Finds what came after a swap because the swap did not find it.
+    fn follow_swaps(&mut self) {
+        let authors: HashMap<u32, usize> =
+            self.ops.iter().enumerate().filter_map(|(index, op)| Some((op.stamp()?, index))).collect();
+        for (swap, op) in self.ops.iter().enumerate().filter(|(_, op)| op.outcome == Outcome::Done) {
+            let Effect::Swap { expected, .. } = &op.effect else { continue };
+            // Zeros, and what was there at the beginning, may have more than one author.
+            let author = stamp_of(expected[0], op.first, 0).and_then(|stamp| authors.get(&stamp));
+            let Some(author) = author.filter(|_| op.blocks == 1) else { continue };
+            for other in self.changes[op.first as usize].iter().filter(|other| **other != swap) {
+                let after = self.ops[*other].outcome == Outcome::Done
+                    && !matches!(self.ops[*other].effect, Effect::Discard)
+                    && !self.before(*other, swap)
+                    && self.before(*author, *other);
+                if after {
+                    self.swapped.insert((swap, *other));
+                }
+            }
+        }
+    }
+}
+
+impl Op {
+    fn stamp(&self) -> Option<u32> {
+        match self.effect {
+            Effect::Write(stamp) | Effect::Swap { stamp, .. } => Some(stamp),
+            _ => None,
+        }
     }
 }
 
@@ -176,7 +218,9 @@ impl History {
                 (op.first..op.first + op.blocks).for_each(|block| changes[block as usize].push(index));
             }
         }
-        Order { ops: &self.ops, fences, changes }
+        let mut order = Order { ops: &self.ops, fences, changes, swapped: HashSet::new() };
+        order.follow_swaps();
+        order
     }
 
     /// What `reader` may find in a block.
@@ -191,8 +235,9 @@ impl History {
             .copied()
             .filter(|change| self.ops[*change].outcome == Outcome::Done && order.before(*change, reader))
             .collect();
-        let hidden =
-            |change: usize| overwrites.iter().any(|other| *other != change && order.before(change, *other));
+        let hidden = |change: usize| {
+            overwrites.iter().any(|other| *other != change && order.overwritten(change, *other))
+        };
         let mut sources = Vec::new();
         if overwrites.is_empty() {
             sources.push(Source::Initial);

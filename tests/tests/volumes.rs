@@ -1,7 +1,7 @@
 //! Volumes that go and change size while clients use them: everything is answered, and nobody else notices.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -61,7 +61,8 @@ impl Rig {
 }
 
 /// Reads and writes all over the first `bytes` of the volume, [`DEPTH`] at once, until told to stop.
-fn load(session: &Session, mut queue: Queue, volume: &Volume, bytes: u64, stop: &AtomicBool) -> Answers {
+fn load(rig: &Rig, mut queue: Queue, bytes: u64, stop: &AtomicBool, failed: &AtomicU64) -> Answers {
+    let (session, volume) = (&rig.session, &rig.volume);
     let mut rng = fastrand::Rng::with_seed(queue.index().into());
     let mut spare: Vec<_> = (0..DEPTH / 2).map(|_| session.alloc(BLOCK as usize).expect("room")).collect();
     let mut answers = Answers::default();
@@ -79,26 +80,36 @@ fn load(session: &Session, mut queue: Queue, volume: &Volume, bytes: u64, stop: 
         };
         match completion.result {
             Ok(_) => answers.done += 1,
-            Err(RequestError::Errno(errno)) => answers.failed.push((completion.tag, errno)),
+            Err(RequestError::Errno(errno)) => {
+                answers.failed.push((completion.tag, errno));
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
             Err(error) => panic!("{error}"),
         }
         spare.extend(completion.buffer);
     }
 }
 
-/// Loads the volume from both queues while `change` is under way and a little beyond.
-fn under_load(rig: &Rig, bytes: u64, change: impl FnOnce()) -> Vec<Answers> {
+/// Loads the volume from both queues while `change` is under way. It is given what waits until either has failed again.
+fn under_load(rig: &Rig, bytes: u64, change: impl FnOnce(&dyn Fn())) -> Vec<Answers> {
     let stop = AtomicBool::new(false);
+    let failed = [const { AtomicU64::new(0) }; 2];
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..2)
-            .map(|index| {
+        let workers: Vec<_> = failed
+            .iter()
+            .enumerate()
+            .map(|(index, failed)| {
                 let queue = rig.session.take_queue(index).expect("a queue");
-                scope.spawn(|| load(&rig.session, queue, &rig.volume, bytes, &stop))
+                let stop = &stop;
+                scope.spawn(move || load(rig, queue, bytes, stop, failed))
             })
             .collect();
-        thread::sleep(Duration::from_millis(200));
-        change();
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(100));
+        change(&|| {
+            let counts = || failed.each_ref().map(|count| count.load(Ordering::Relaxed));
+            let before = counts();
+            wait_until("both to fail", || counts().iter().zip(before).all(|(now, before)| *now > before));
+        });
         stop.store(true, Ordering::Relaxed);
         workers.into_iter().map(|worker| worker.join().expect("the worker")).collect()
     })
@@ -106,9 +117,10 @@ fn under_load(rig: &Rig, bytes: u64, change: impl FnOnce()) -> Vec<Answers> {
 
 fn a_volume_goes(builder: DaemonBuilder) {
     let rig = Rig::start(builder);
-    let answers = under_load(&rig, 8 * MIB, || {
+    let answers = under_load(&rig, 8 * MIB, |both_fail| {
         let removed = rig.operator.remove("data", 20_000).expect("removed");
         assert!(removed.removed, "{removed:?}");
+        both_fail();
     });
     for answers in &answers {
         assert!(answers.done > 0 && !answers.failed.is_empty(), "{} done", answers.done);
@@ -140,10 +152,12 @@ fn a_volume_goes_while_it_is_used_over_aio() {
 
 fn a_volume_changes_size(builder: DaemonBuilder) {
     let rig = Rig::start(builder);
-    let answers = under_load(&rig, 8 * MIB, || {
+    let answers = under_load(&rig, 8 * MIB, |both_fail| {
         for size in [2, 16, 4, 8] {
             rig.operator.resize("data", size * MIB).expect("resized");
-            thread::sleep(Duration::from_millis(50));
+            if size < 8 {
+                both_fail();
+            }
         }
     });
     for answers in &answers {

@@ -219,3 +219,32 @@ fn a_swap_must_have_found_what_it_replaced() {
     story.whole(swap(2, 3), Outcome::Differed);
     assert_eq!(story.history.check(), Ok(()), "a write was in flight");
 }
+
+#[test]
+fn a_write_that_a_swap_did_not_find_came_after_it() {
+    let swap = |stamp: u32| Effect::Swap { expected: content(1), stamp };
+    let mut story = story();
+    story.write(1);
+    let flying = story.submit(swap(2), Outcome::Done);
+    story.write(3);
+    story.answer(flying);
+    assert!(story.may_be(3));
+    assert!(!story.may_be(2), "the swap wrote over what it had not compared with");
+    // What it expected may have been written again after the other write: then nothing is known.
+    let again = story.submit(Effect::Write(4), Outcome::Done);
+    let other = story.submit(Effect::Write(5), Outcome::Done);
+    let expects = Effect::Swap { expected: content(4), stamp: 6 };
+    let swapping = story.submit(expects, Outcome::Done);
+    [again, other, swapping].into_iter().for_each(|op| story.answer(op));
+    assert!(story.may_be(5) && story.may_be(6));
+}
+
+#[test]
+fn two_swaps_cannot_replace_the_same() {
+    let swap = |stamp: u32| Effect::Swap { expected: content(1), stamp };
+    let mut story = story();
+    story.write(1);
+    let swaps = [swap(2), swap(3)].map(|effect| story.submit(effect, Outcome::Done));
+    swaps.into_iter().for_each(|op| story.answer(op));
+    assert!(!story.may_be(2) && !story.may_be(3));
+}
