@@ -13,6 +13,7 @@
 //! A session keeps its memory and its volumes until it is gone: the kernel may still write to both while it drains.
 //! Everything here runs on the control thread, except that engines report faults and ends over a channel.
 
+pub mod attaching;
 pub mod error;
 pub mod hugepages;
 mod list;
@@ -21,15 +22,14 @@ pub mod plan;
 pub mod regions;
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
-use ferrio_engine::{Engine, Grant, QueueAttach, SessionSpec};
+use ferrio_engine::Engine;
 use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, SessionState, features};
-use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
+use ferrio_shm::lease::LeaseEvent;
 use ferrio_shm::peer::PeerIdentity;
 use tokio::sync::mpsc;
 
@@ -38,14 +38,11 @@ use crate::volumes::{Hold, Holder, VolumeKey, Volumes};
 use crate::{dispose, log};
 pub use list::{counters, waits};
 
-use error::{AttachError, OpenError};
+use error::OpenError;
 use hugepages::{HugePages, Makers};
 use memory::{ClientEnds, EngineEnds, SessionMemory};
-use plan::{Plan, PlannedVolume, Rules, VOLUMES_PER_SESSION_MAX};
+use plan::{Plan, PlannedVolume, Rules};
 use regions::Regions;
-
-/// Events that wait for a lease. Each volume may change its size, and the lease sends what waits without waiting.
-const EVENTS_MAX: usize = 2 * VOLUMES_PER_SESSION_MAX;
 
 /// A one-time token.
 pub type Token = [u8; 32];
@@ -142,19 +139,6 @@ pub struct Setup {
     pub attach_socket: String,
     /// Random number of this start of the daemon.
     pub epoch: u64,
-}
-
-/// An attached session, for its lease.
-#[derive(Debug)]
-pub struct Attached {
-    /// Session.
-    pub session_id: u64,
-    /// Answer to the client.
-    pub message: LeaseMessage,
-    /// Descriptors that go with it.
-    pub fds: Vec<OwnedFd>,
-    /// What to tell the client; ends when the session is gone.
-    pub events: mpsc::Receiver<LeaseEvent>,
 }
 
 impl Sessions {
@@ -294,71 +278,6 @@ impl Sessions {
         }
     }
 
-    /// Turns a token into a session that the engines serve.
-    pub fn attach(&self, token: &Token, peer: &PeerIdentity) -> Result<Attached, AttachError> {
-        self.try_attach(token, peer).inspect_err(|_| {
-            self.refused.fetch_add(1, Relaxed);
-        })
-    }
-
-    fn try_attach(&self, token: &Token, peer: &PeerIdentity) -> Result<Attached, AttachError> {
-        let mut table = self.table();
-        if table.draining {
-            return Err(AttachError::Draining);
-        }
-        let unknown = || AttachError::Token { timeout_s: self.limits.attach_timeout_s };
-        let session_id = *table.tokens.get(token).ok_or_else(unknown)?;
-        let session = table.by_id.get_mut(&session_id).ok_or_else(unknown)?;
-        if (session.uid, session.pid) != (peer.uid, peer.pid) {
-            // The token stays good for its owner, whom a thief must not be able to lock out.
-            let (opener_pid, opener_uid) = (session.pid, session.uid);
-            return Err(AttachError::Stranger { opener_pid, opener_uid, pid: peer.pid, uid: peer.uid });
-        }
-        if let Some(gone) = self.gone_volume(&session.plan) {
-            drop(table);
-            self.end(session_id, &format!("volume {gone:?} was removed before it attached"));
-            return Err(AttachError::VolumeGone(gone));
-        }
-        let State::Opened { client, engine, .. } = std::mem::replace(&mut session.state, State::Active)
-        else {
-            return Err(unknown());
-        };
-        let (pid, uid) = (peer.pid, peer.uid);
-        log::session(format_args!(
-            "session {session_id} of {:?} (pid {pid}, uid {uid}): attached",
-            session.client_name
-        ));
-        let (sender, events) = mpsc::channel(EVENTS_MAX);
-        session.events = Some(sender);
-        let message = LeaseMessage::Attached {
-            session_id,
-            epoch: self.epoch,
-            memory_bytes: session.plan.layout.memory_bytes,
-            doorbells: session.plan.engines.len() as u32,
-            queues: session.plan.queue_engines.len() as u32,
-        };
-        let served = self.serve(session_id, session, engine);
-        for index in 0..session.plan.volumes.len() {
-            // What happened since the session was opened was told nobody yet.
-            if let Some(volume) = self.volumes.get(session.plan.volumes[index].key) {
-                session.resized(index, volume.size_bytes);
-            }
-        }
-        table.tokens.remove(token);
-        drop(table);
-        if let Err(error) = served {
-            self.end(session_id, &format!("not attached: {error}"));
-            return Err(error.into());
-        }
-        Ok(Attached { session_id, message, fds: client.fds, events })
-    }
-
-    /// A volume that is not in service any more: its id in the engine may be another's now.
-    fn gone_volume(&self, plan: &Plan) -> Option<String> {
-        let serves = |volume: &&PlannedVolume| self.volumes.get(volume.key).is_some_and(|now| now.serves());
-        plan.volumes.iter().find(|volume| !serves(volume)).map(|volume| volume.grant.name.clone())
-    }
-
     /// Tells every session that uses a volume its new size.
     pub fn resized(&self, volume: VolumeKey, bytes: u64) {
         for session in self.table().by_id.values_mut().filter(|session| session.events.is_some()) {
@@ -368,45 +287,6 @@ impl Sessions {
                 }
             }
         }
-    }
-
-    /// Hands the session to every engine that serves a queue of it.
-    fn serve(
-        &self,
-        session_id: u64,
-        session: &mut Session,
-        ends: EngineEnds,
-    ) -> Result<(), ferrio_engine::EngineError> {
-        let mut cq_doorbells: Vec<_> = ends.cq_doorbells.into_iter().map(Some).collect();
-        for (place, doorbell) in ends.doorbells.into_iter().enumerate() {
-            let engine = session.plan.engines[place];
-            let mine = session.plan.queue_engines.iter().enumerate().filter(|(_, owner)| **owner == place);
-            let queues = mine.filter_map(|(index, _)| {
-                let cq_doorbell = cq_doorbells[index].take()?;
-                Some(QueueAttach { index: index as u32, cq_doorbell })
-            });
-            let grants = session.plan.volumes.iter().map(|volume| {
-                let grant = Grant { volume: volume.id, writable: volume.access.writes() };
-                (volume.engine == engine).then_some(grant)
-            });
-            let notices = self.notices.clone();
-            let spec = SessionSpec {
-                session_id,
-                memory: Arc::clone(&session.memory.mapping),
-                layout: session.plan.layout.clone(),
-                queues: queues.collect(),
-                doorbell,
-                grants: grants.collect(),
-                features: session.plan.features,
-                on_fault: Box::new(move |reason| {
-                    // The receiver goes away with the daemon only.
-                    let _ = notices.send(Notice::Fault { session_id, place, reason });
-                }),
-            };
-            self.engines[engine].open_session(spec)?;
-            session.engines[place] = EngineState::Serving;
-        }
-        Ok(())
     }
 
     /// Drops a session whose token was not used in time.

@@ -241,6 +241,9 @@ async fn an_evicted_client_hears_why_before_its_lease_closes() {
     assert_eq!(long.code(), Code::InvalidArgument);
     assert!(long.message().contains("257") && long.message().contains("0 to 256"), "{long:?}");
 
+    let escape = evict(answer.session_id, "\u{1b}[2J").await.expect_err("acts on terminals");
+    assert!(escape.message().contains("\\u{1b}"), "{escape:?}");
+
     evict(answer.session_id, "volume a is moved at noon").await.expect("evicted");
     let mut bytes = [0; LEASE_MESSAGE_MAX];
     let reason = "volume a is moved at noon".to_owned();

@@ -134,12 +134,16 @@ pub fn check_limits(config: &Config) -> Vec<Problem> {
         let value = limits.sessions_max.to_string();
         problems.push(warning(config, 0, "limits.sessions_max", &value, &what, &fix));
     }
-    if limits.arena_bytes_max > limits.memory_bytes_per_uid_max.min(limits.memory_bytes_max) {
-        let what =
-            "is above limits.memory_bytes_per_uid_max or memory_bytes_max: no session can have that much";
-        let fix = "raise those, or lower arena_bytes_max";
-        let value = format!("\"{}\"", size::format(limits.arena_bytes_max));
-        problems.push(warning(config, 0, "limits.arena_bytes_max", &value, what, fix));
+    let most = limits.memory_bytes_per_uid_max.min(limits.memory_bytes_max);
+    let regions = if limits.regions_per_session_max > 0 { limits.region_bytes_max } else { 0 };
+    for (key, bytes) in [("arena_bytes_max", limits.arena_bytes_max), ("region_bytes_max", regions)] {
+        if bytes > most {
+            let what =
+                "is above limits.memory_bytes_per_uid_max or memory_bytes_max: no session can have that much";
+            let (key, fix) = (format!("limits.{key}"), format!("raise those, or lower {key}"));
+            let value = format!("\"{}\"", size::format(bytes));
+            problems.push(warning(config, 0, &key, &value, what, &fix));
+        }
     }
     problems
 }

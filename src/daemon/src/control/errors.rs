@@ -85,6 +85,12 @@ pub fn out_of_range(field: &str, value: u64, min: u64, max: u64, unit: &str) -> 
     with_errno(Status::invalid_argument(text), Errno::INVAL)
 }
 
+/// A text that would act on the terminal or log that shows it.
+pub fn not_text(field: &str, value: &str) -> Status {
+    let text = format!("{field} = {value:?}: control characters are not allowed; leave them out");
+    with_errno(Status::invalid_argument(text), Errno::INVAL)
+}
+
 /// A session that is not there.
 pub fn no_session(session_id: u64) -> Status {
     let text = format!("no session has id {session_id}; `ferrioctl session list` shows those there are");

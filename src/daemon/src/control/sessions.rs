@@ -46,6 +46,9 @@ impl Sessions for Daemon {
         if length > REASON_BYTES_MAX {
             return Err(errors::out_of_range("reason", length, 0, REASON_BYTES_MAX, "bytes"));
         }
+        if reason.chars().any(char::is_control) {
+            return Err(errors::not_text("reason", &reason));
+        }
         let reason = if reason.is_empty() { format!("evicted by uid {}", peer.uid) } else { reason };
         if self.sessions.evict(session_id, &reason) {
             return Ok(Response::new(EvictSessionResponse {}));

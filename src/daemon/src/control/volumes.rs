@@ -13,6 +13,7 @@ use ferrio_driver::{FaultPlan, TargetKind};
 use tonic::{Request, Response, Status};
 
 use super::{Daemon, errors, incoming};
+use crate::config::VolumeSource;
 use crate::faults;
 use crate::volumes::{self, Holder, Stage, request};
 
@@ -136,7 +137,14 @@ fn kind(volume: &volumes::Volume) -> VolumeKind {
         Some(TargetKind::Block) => VolumeKind::Block,
         Some(TargetKind::Null) => VolumeKind::Null,
         Some(TargetKind::Memory) => VolumeKind::Memory,
-        None => VolumeKind::Unspecified,
+        None => match volume.section.source {
+            VolumeSource::File { .. } => VolumeKind::File,
+            VolumeSource::Block { .. } => VolumeKind::Block,
+            VolumeSource::Null { .. } => VolumeKind::Null,
+            VolumeSource::Memory { .. } => VolumeKind::Memory,
+            // What the path names is not known yet.
+            VolumeSource::Path { .. } => VolumeKind::Unspecified,
+        },
     }
 }
 
