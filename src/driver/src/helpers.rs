@@ -124,6 +124,9 @@ impl Helpers {
     /// Sends what is staged, and says how much that was.
     pub(crate) fn commit(&mut self) -> u32 {
         let staged = self.staged();
+        if staged == 0 {
+            return 0;
+        }
         for (tag, payload) in self.staged.drain(..) {
             self.sender.send(tag, payload);
         }

@@ -33,24 +33,51 @@ impl<T> StableSlab<T> {
     ///
     /// If `capacity` reaches into the indices of control tags.
     pub fn new(capacity: u32) -> StableSlab<T> {
+        let mut slab = StableSlab::growing(capacity);
+        (0..capacity.div_ceil(PAGE_SLOTS)).rev().for_each(|page| {
+            let page = slab.page(page);
+            slab.pages.push(page);
+        });
+        slab.pages.reverse();
+        slab
+    }
+
+    /// A pool of at most `capacity` slots that allocates a page when one is needed. No slot moves for that.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](StableSlab::new).
+    pub fn growing(capacity: u32) -> StableSlab<T> {
         assert!(capacity < Tag::CONTROL_BASE, "{capacity} slots reach the control tags");
-        let entry = |index| Entry {
-            generation: 0,
-            next_free: if index + 1 < capacity { index + 1 } else { NO_SLOT },
-            value: None,
-        };
-        let pages = (0..capacity.div_ceil(PAGE_SLOTS))
-            .map(|page| (page * PAGE_SLOTS..capacity.min((page + 1) * PAGE_SLOTS)).map(entry).collect())
-            .collect();
-        StableSlab { pages, capacity, occupied: 0, free: if capacity == 0 { NO_SLOT } else { 0 } }
+        StableSlab { pages: Vec::new(), capacity, occupied: 0, free: NO_SLOT }
+    }
+
+    /// A page of free slots, in front of those that are free already.
+    fn page(&mut self, page: u32) -> Box<[Entry<T>]> {
+        let (first, end) = (page * PAGE_SLOTS, self.capacity.min((page + 1) * PAGE_SLOTS));
+        let behind = std::mem::replace(&mut self.free, first);
+        let next_free = |index| if index + 1 < end { index + 1 } else { behind };
+        (first..end).map(|index| Entry { generation: 0, next_free: next_free(index), value: None }).collect()
+    }
+
+    /// `false`: it has all its slots.
+    #[cold]
+    fn grow(&mut self) -> bool {
+        let page = self.pages.len() as u32;
+        let grows = page < self.capacity.div_ceil(PAGE_SLOTS);
+        if grows {
+            let page = self.page(page);
+            self.pages.push(page);
+        }
+        grows
     }
 
     /// Puts `value` into a free slot, or hands it back when all are occupied.
     pub fn insert(&mut self, value: T) -> Result<Tag, T> {
-        let index = self.free;
-        if index == NO_SLOT {
+        if self.free == NO_SLOT && !self.grow() {
             return Err(value);
         }
+        let index = self.free;
         let entry = &mut self.pages[(index / PAGE_SLOTS) as usize][(index % PAGE_SLOTS) as usize];
         entry.generation = (entry.generation + 1) & Tag::GENERATION;
         entry.value = Some(value);
@@ -127,6 +154,28 @@ mod tests {
                 assert_eq!(std::ptr::from_ref(slab.get(tag).expect("live")), address);
             }
         }
+    }
+
+    #[test]
+    fn addresses_stay_while_it_grows() {
+        let mut slab = StableSlab::growing(300);
+        assert!(slab.pages.is_empty());
+        let first = slab.insert(0_u32).expect("room");
+        let address = std::ptr::from_ref(slab.get(first).expect("live"));
+        let tags: Vec<Tag> = (1..300).map(|n| slab.insert(n).expect("room")).collect();
+        assert_eq!(slab.pages.len(), 3);
+        assert_eq!(slab.insert(300), Err(300));
+        assert_eq!(std::ptr::from_ref(slab.get(first).expect("live")), address);
+        for (n, &tag) in (1..).zip(&tags) {
+            assert_eq!((tag.index(), slab.get(tag).copied()), (n, Some(n)));
+        }
+        // Freed slots come before a new page.
+        let mut slab = StableSlab::growing(300);
+        for _ in 0..1000 {
+            let tag = slab.insert(()).expect("room");
+            assert_eq!(slab.remove(tag), Some(()));
+        }
+        assert_eq!(slab.pages.len(), 1);
     }
 
     #[test]

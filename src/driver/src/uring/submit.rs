@@ -412,6 +412,10 @@ impl UringSubmit {
         self.fixed.set_slot_shift(shift);
     }
 
+    pub(super) fn set_fallocate(&mut self, on: bool) {
+        self.modes.fallocate = on;
+    }
+
     pub(super) fn fixed_of(&self, region: RegionIndex) -> Option<&Fixed> {
         self.ledger.region(region).map(|entry| &entry.own)
     }

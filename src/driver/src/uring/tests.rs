@@ -115,6 +115,48 @@ fn transfers_around_a_seam_are_right_registered_or_not() {
     assert!(submit.info().modes.join("\n").contains("0 of 0 regions, 0 of"));
 }
 
+/// What helpers do ends a sleep inside the ring, and they do nothing before the commit.
+#[test]
+fn helpers_wake_the_sleeper_in_the_ring() {
+    let (mut submit, mut reap) = Uring::open(&config(Duration::from_secs(10))).expect("driver");
+    submit.set_fallocate(false);
+    let target = Target::memory(1 << 20).expect("memory");
+    let file = submit.register_file(target.into()).expect("file");
+    assert!(submit.info().modes.join("\n").contains("4 helper threads"));
+    let doorbells = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("eventfd");
+    let op = Op {
+        kind: OpKind::WriteZeroes,
+        file,
+        region: crate::RegionIndex(0),
+        region_offset: 0,
+        length: 4096,
+        offset: 0,
+        fua: false,
+    };
+    let mut out = Vec::with_capacity(4);
+    for round in 0..2000_u32 {
+        let wanted = 1 + round % 4;
+        for user in 0..wanted {
+            let slot = submit.reserve().expect("a slot");
+            // A flush of the ring beside them now and then, so that both kinds of answers end the sleep.
+            let kind = if round % 7 == 0 && user > 0 { OpKind::Flush } else { OpKind::WriteZeroes };
+            submit.submit(slot, user, &Op { kind, ..op }).expect("room");
+        }
+        assert_eq!(submit.staged(), wanted);
+        let mut left = wanted;
+        while left > 0 {
+            submit.sleep(doorbells.as_fd(), None).expect("sleep");
+            reap.reap(&mut out);
+            left -= out.len() as u32;
+            for completion in out.drain(..) {
+                assert_eq!(completion.result, 0);
+                submit.release(completion.tag);
+            }
+        }
+    }
+    assert_eq!((submit.in_flight(), submit.staged(), reap.stale()), (0, 0, 0));
+}
+
 /// A large region is pinned in steps and works meanwhile; its pages and its mapping go in steps too.
 #[test]
 fn large_regions_come_and_go_in_steps() {

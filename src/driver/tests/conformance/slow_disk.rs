@@ -135,3 +135,28 @@ pub fn full_device_does_not_keep_the_thread<D: Subject>(shape: Shape) {
     };
     with_closed_gate(fuse, submit, finish);
 }
+
+/// When the halves go and a helper or the kernel does not come back, what they may still write to is not let go.
+pub fn drop_leaks_what_the_disk_keeps<D: Subject>(shape: Shape) {
+    let Some(fuse) = mount() else { return };
+    let target = Arc::new(Target::open(&fuse.path(), &OpenOptions::default()).expect("target"));
+    let drain_limit = Duration::from_millis(50);
+    let config = DriverConfig { depth: 16, shape, drain_limit, ..DriverConfig::default() };
+    let rig = Rig::<D>::on(&config, directory(), Arc::clone(&target), 1 << 20);
+    let mapping = Arc::clone(&rig.memory.mapping);
+    let submit = |mut rig: Rig<D>| {
+        for user in 0..8 {
+            let op = rig.read(u64::from(user) * 4096, u64::from(user) * 65536, 4096);
+            rig.stage(user, &op);
+        }
+        rig.commit();
+        let Rig { submit, reaper, .. } = rig;
+        drop(submit);
+        drop(reaper);
+    };
+    let check = move |()| {
+        assert!(Arc::strong_count(&mapping) > 1, "the memory is still theirs");
+        assert!(Arc::strong_count(&target) > 1, "and so is the file");
+    };
+    with_closed_gate(fuse, move || submit(rig), check);
+}
