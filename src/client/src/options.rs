@@ -100,7 +100,8 @@ impl SessionBuilder {
     }
 
     /// What the session asks for beyond plain reads and writes; [`Session::features`](crate::Session::features) says what
-    /// it got. Default: all that this library knows.
+    /// it got. Default: all that this library knows. [`Features::CANCEL`] and [`Features::ORDER`] cost the daemon a little
+    /// with every request of the session: one that only reads and writes is served faster without them.
     pub fn features(mut self, features: Features) -> Self {
         self.features = features;
         self

@@ -1,6 +1,7 @@
 //! Memory that the client adds to its session beside the arena.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -90,13 +91,16 @@ impl Session {
     pub fn create_region(&self, bytes: u64) -> Result<Region, Error> {
         self.inner().check_fork()?;
         let bytes = bytes.checked_next_multiple_of(4096).unwrap_or(bytes);
-        let length = usize::try_from(bytes).map_err(|_| AllocError::ZeroLength)?;
+        if bytes == 0 {
+            return Err(AllocError::ZeroLength.into());
+        }
+        let length = usize::try_from(bytes).map_err(io::Error::other).map_err(Error::io("map the region"))?;
         let memory = create_memfd("ferrio-region", bytes).map_err(Error::io("make memory for a region"))?;
         let guard = self.inner().fork_guard();
         let mapping = Mapping::new_client(memory.as_fd(), length, guard);
         let mapping = Arc::new(mapping.map_err(Error::io("map the region"))?);
         self.add(memory.as_fd(), bytes, |index| {
-            let whole = mapping::Region::new(mapping, 0, bytes).ok_or(AllocError::ZeroLength)?;
+            let whole = mapping::Region::new(mapping, 0, bytes).expect("all of the mapping is inside of it");
             Ok(Some(Arena::new(index, whole, guard.clone())?))
         })
     }
@@ -124,7 +128,12 @@ impl Session {
         let index = (1..=INDEX_MAX).find(|index| !regions.contains_key(index));
         let index = index.ok_or(Error::RegionsFull { max: INDEX_MAX })?;
         let arena = arena(index)?;
-        inner.ask("add", index, &LeaseMessage::RegionAdd { index, bytes }, &[memfd])?;
+        let added = inner.ask("add", index, &LeaseMessage::RegionAdd { index, bytes }, &[memfd]);
+        if let Err(Error::NoAnswer { .. }) = added {
+            // The daemon may still add it: the index is not to be used again.
+            regions.insert(index, 0);
+        }
+        added?;
         regions.insert(index, bytes);
         Ok(Region(Arc::new(Brought { index, bytes, arena, guard: inner.fork_guard().clone() })))
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ferrio_client::{Access, Buffer, Completion, Queue, QueueOptions, Session, Volume, WaitPolicy};
+use ferrio_client::{Access, Buffer, Completion, Features, Queue, QueueOptions, Session, Volume, WaitPolicy};
 use ferrio_driver::direct::{DirectQueue, Done, Transfer};
 
 use super::args::Wait;
@@ -38,6 +38,8 @@ impl Ferrio {
             .volume(volume, access)
             .queue(QueueOptions { entries, wait: policy, ..QueueOptions::default() })
             .arena_bytes(u64::from(order.iodepth) * order.bs.next_multiple_of(4096))
+            // Plain reads and writes, as those that it is compared with do.
+            .features(Features::NONE)
             .open()
             .map_err(failed)?;
         let buffer = |_| session.alloc(order.bs as usize).map(Some);

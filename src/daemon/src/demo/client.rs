@@ -4,7 +4,7 @@ use std::io::{BufRead, Write, stdin, stdout};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ferrio_client::{Access, QueueOptions, Session};
+use ferrio_client::{Access, Features, QueueOptions, Session};
 
 use super::drive::{Drive, Job, Measured};
 use super::message::{Failure, Message, Phase, Report};
@@ -117,6 +117,7 @@ fn open(args: &ClientArgs) -> Result<Drive, ferrio_client::Error> {
         .volume(&args.volume, Access::ReadWriteShared)
         .queue(QueueOptions { entries: BULK_DEPTH as u32, ..QueueOptions::default() })
         .arena_bytes(buffers)
+        .features(Features::NONE)
         .open()?;
     let volume = session.volume(&args.volume)?;
     let pattern = Pattern { client: args.role as u32, seed: args.seed };
