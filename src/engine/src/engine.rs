@@ -384,6 +384,7 @@ impl<D: Driver> Threaded<D> {
             poller: poller.clone(),
             inbox,
             budgets: config.budgets,
+            depth: config.depth,
             sessions_max: config.sessions_max,
             queues_max: config.queues_max,
         })

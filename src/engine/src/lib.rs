@@ -50,6 +50,7 @@ pub mod journal;
 mod links;
 mod locks;
 pub mod request;
+mod shares;
 pub mod stats;
 mod table;
 mod vectored;

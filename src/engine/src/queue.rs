@@ -159,6 +159,15 @@ impl ClassQueues {
         Some((queue, record))
     }
 
+    /// Puts back a record that must wait, and with it its flow, behind the other flows of its class.
+    pub fn pass_over(&mut self, class: Class, queue: u32, record: u32) {
+        self.push_front(class, queue, record);
+        if self.classes[class.index()].head == queue {
+            self.unlink_first(class);
+            self.link_last(class, queue);
+        }
+    }
+
     /// Takes a record of one queue, whatever its class: for a session that ends.
     pub fn pop_of_queue(&mut self, queue: u32) -> Option<(Class, u32)> {
         let class = Class::ALL.into_iter().find(|class| self.flows[queue as usize][class.index()].len > 0)?;

@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
-use ferrio_driver::{DriverInfo, Segment, SubmitHalf};
+use ferrio_driver::{DriverInfo, Segment, SubmitHalf, Tag};
 use ferrio_shm::{
     abi::{errno, features, limits},
     entry::Sqe,
@@ -28,6 +28,7 @@ use crate::{
     request::{Accepted, Stage},
     scheduler::{Budgets, Scheduler},
     session::Checked,
+    shares::Shares,
     stats::Shared,
     table::{Ended, Sessions},
     timeout::Timers,
@@ -60,6 +61,7 @@ pub struct Submitter<S> {
     sessions: Sessions,
     volumes: Volumes,
     locks: Locks,
+    shares: Shares,
     /// Of the vectored request that is being submitted.
     segments: Vec<Segment>,
     classes: ClassQueues,
@@ -97,6 +99,7 @@ pub struct Parts<S> {
     pub(crate) poller: Option<Arc<Bell>>,
     pub(crate) inbox: Inbox,
     pub(crate) budgets: Budgets,
+    pub(crate) depth: u32,
     pub(crate) sessions_max: u32,
     pub(crate) queues_max: u32,
 }
@@ -110,6 +113,7 @@ impl<S: SubmitHalf> Submitter<S> {
             sessions: Sessions::new(parts.name, &parts.bell, parts.sessions_max, parts.queues_max)?,
             volumes: Volumes::new(requests_max),
             locks: Locks::new(requests_max),
+            shares: Shares::new(parts.depth, requests_max),
             segments: Vec::with_capacity(limits::IOV_MAX as usize),
             driver: parts.driver,
             shared: parts.shared,
@@ -342,8 +346,9 @@ impl<S: SubmitHalf> Submitter<S> {
 
     fn schedule(&mut self, now: Nanos) -> u32 {
         let mut submitted = 0;
+        let mut passed_over = [0; 3];
         while let Some(slot) = if self.classes.is_empty() { None } else { self.driver.reserve() } {
-            let Some(class) = self.scheduler.next(self.classes.backlog()) else {
+            let Some(class) = self.scheduler.next(self.backlog(&passed_over)) else {
                 self.driver.cancel_reserved(slot);
                 break;
             };
@@ -362,11 +367,22 @@ impl<S: SubmitHalf> Submitter<S> {
                     continue;
                 }
             };
+            if let Step::Op(op) | Step::Vectored(op) = &step {
+                if self.shares.is_used_up(op, self.driver.in_flight()) {
+                    self.driver.cancel_reserved(slot);
+                    self.classes.pass_over(class, queue, record);
+                    passed_over[class.index()] += 1;
+                    continue;
+                }
+                self.shares.take(record, op);
+            }
             if let Err(slot) = self.submit(slot, record, &step) {
                 self.driver.cancel_reserved(slot);
+                self.shares.give_back(record);
                 self.classes.push_front(class, queue, record);
                 break;
             }
+            passed_over[class.index()] = 0;
             self.count_issue(record);
             submitted += 1;
         }
@@ -374,6 +390,17 @@ impl<S: SubmitHalf> Submitter<S> {
             self.commit();
         }
         submitted
+    }
+
+    /// Classes to serve: a class is left for the next turn once each of its flows may have been passed over.
+    #[inline]
+    fn backlog(&self, passed_over: &[usize; 3]) -> [bool; 3] {
+        let mut backlog = self.classes.backlog();
+        if *passed_over != [0; 3] {
+            let flows = self.sessions.queues();
+            backlog.iter_mut().zip(passed_over).for_each(|(waits, passed)| *waits &= *passed < flows);
+        }
+        backlog
     }
 
     fn commit(&mut self) {
@@ -393,12 +420,12 @@ impl<S: SubmitHalf> Submitter<S> {
             match message {
                 Return::Finished { record, tag } => {
                     if let Some(tag) = tag {
-                        self.driver.release(tag);
+                        self.release(record, tag);
                     }
                     self.settle(record);
                 }
                 Return::Again { record, tag } => {
-                    self.driver.release(tag);
+                    self.release(record, tag);
                     self.issue_again(record);
                 }
                 Return::Step { record, tag, result } => self.finish_step(record, tag, result),
@@ -412,6 +439,13 @@ impl<S: SubmitHalf> Submitter<S> {
             self.start_ready();
         }
         taken
+    }
+
+    /// The driver is done with a request, or with a step of it.
+    #[inline]
+    fn release(&mut self, record: u32, tag: Tag) {
+        self.driver.release(tag);
+        self.shares.give_back(record);
     }
 
     fn issue_again(&mut self, record: u32) {
@@ -470,6 +504,9 @@ impl<S: SubmitHalf> Submitter<S> {
                     let added = self.volumes.add(self.sessions.name(), &mut self.driver, target);
                     if let Ok(id) = &added {
                         self.locks.add_volume(*id);
+                        if let Ok(file) = self.volumes.file(self.sessions.name(), *id) {
+                            self.shares.add_volume(file);
+                        }
                     }
                     reply(added);
                 }

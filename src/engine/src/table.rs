@@ -123,6 +123,11 @@ impl Sessions {
         &self.epoll
     }
 
+    /// How many queues there are.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
     /// Name of the engine.
     pub fn name(&self) -> &str {
         &self.name

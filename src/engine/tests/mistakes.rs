@@ -155,13 +155,13 @@ fn a_stuck_volume_costs_others_its_slots_alone() {
     let other = rig.add_volume(target);
     let mut running = rig.open(other, 32);
     set_faults(&mut rig, stuck, 0, vec![FaultRule::new(FaultOps::ALL, FaultEffect::Stuck)]);
-    // One slot is left.
-    waiting.submit(&(0..7).map(|n| request(Opcode::Read, n, 0)).collect::<Vec<_>>());
-    rig.take(7);
+    // More than there are slots: three quarters of them hang, the others are left.
+    waiting.submit(&(0..32).map(|n| request(Opcode::Read, n, 0)).collect::<Vec<_>>());
+    rig.take(32);
     for _ in 0..10 {
         running.submit(&(0..32).map(|n| request(Opcode::Read, n, 0)).collect::<Vec<_>>());
         assert!(rig.results(&mut running, 32).values().all(|result| *result == 4096));
     }
     set_faults(&mut rig, stuck, 0, Vec::new());
-    assert!(rig.results(&mut waiting, 7).values().all(|result| *result == 4096));
+    assert!(rig.results(&mut waiting, 32).values().all(|result| *result == 4096));
 }

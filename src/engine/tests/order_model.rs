@@ -299,7 +299,13 @@ impl World {
     /// Turns until nothing moves: what waits then has a reason.
     fn settle(&mut self) {
         while self.turn() > 0 {}
-        if puppet::in_flight().len() == self.depth {
+        let free = self.depth - puppet::in_flight().len();
+        let used_up = |volume| {
+            let mut held = self.requests.values().filter(|request| request.volume == Some(volume));
+            held.by_ref().filter(|request| request.issued && request.answer.is_none()).count() >= 3 * free
+        };
+        // No slot is free, or a volume has its share of them and holds up who is behind.
+        if free == 0 || used_up(0) || used_up(1) {
             return;
         }
         for (id, request) in &self.requests {

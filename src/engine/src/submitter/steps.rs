@@ -232,7 +232,7 @@ impl<S: SubmitHalf> Submitter<S> {
 
     /// A step of a stepwise request has its result.
     pub(super) fn finish_step(&mut self, record: u32, tag: Tag, result: i32) {
-        self.driver.release(tag);
+        self.release(record, tag);
         let request = &self.shared.requests[record as usize];
         if self.sessions.is_closing(request.queue()) {
             self.abandon(record);
