@@ -10,17 +10,19 @@ use ferrio_shm::{
 };
 
 mod chains;
+mod commands;
+mod schedule;
 mod steps;
 mod volumes;
 mod waiting;
 
-use self::{chains::Saving, steps::Step, waiting::TRACKED};
+use self::{chains::Saving, waiting::TRACKED};
 use crate::{
     bell::{Bell, WaitsFor},
     cancel::Index,
     clock::{self, MICROSECOND, Nanos},
     completion::{Post, Return, SubmitterLink},
-    inject::{Command, Inbox},
+    inject::Inbox,
     journal::{Journal, Origin},
     locks::Locks,
     order::Order,
@@ -342,75 +344,6 @@ impl<S: SubmitHalf> Submitter<S> {
         }
     }
 
-    // ---- stages 4 to 6: schedule and submit
-
-    fn schedule(&mut self, now: Nanos) -> u32 {
-        let mut submitted = 0;
-        let mut passed_over = [0; 3];
-        while let Some(slot) = if self.classes.is_empty() { None } else { self.driver.reserve() } {
-            let Some(class) = self.scheduler.next(self.backlog(&passed_over)) else {
-                self.driver.cancel_reserved(slot);
-                break;
-            };
-            let Some((queue, record)) = self.classes.pop(class) else {
-                unreachable!("the backlog said {class:?}")
-            };
-            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record)) {
-                Ok(Step::Held) => {
-                    self.driver.cancel_reserved(slot);
-                    continue;
-                }
-                Ok(step) => step,
-                Err(errno) => {
-                    self.driver.cancel_reserved(slot);
-                    self.answer(record, -errno);
-                    continue;
-                }
-            };
-            if let Step::Op(op) | Step::Vectored(op) = &step {
-                if self.shares.is_used_up(op, self.driver.in_flight()) {
-                    self.driver.cancel_reserved(slot);
-                    self.classes.pass_over(class, queue, record);
-                    passed_over[class.index()] += 1;
-                    continue;
-                }
-                self.shares.take(record, op);
-            }
-            if let Err(slot) = self.submit(slot, record, &step) {
-                self.driver.cancel_reserved(slot);
-                self.shares.give_back(record);
-                self.classes.push_front(class, queue, record);
-                break;
-            }
-            passed_over[class.index()] = 0;
-            self.count_issue(record);
-            submitted += 1;
-        }
-        if self.driver.staged() > 0 {
-            self.commit();
-        }
-        submitted
-    }
-
-    /// Classes to serve: a class is left for the next turn once each of its flows may have been passed over.
-    #[inline]
-    fn backlog(&self, passed_over: &[usize; 3]) -> [bool; 3] {
-        let mut backlog = self.classes.backlog();
-        if *passed_over != [0; 3] {
-            let flows = self.sessions.queues();
-            backlog.iter_mut().zip(passed_over).for_each(|(waits, passed)| *waits &= *passed < flows);
-        }
-        backlog
-    }
-
-    fn commit(&mut self) {
-        self.shared.batches.add(1);
-        if let Err(error) = self.driver.commit() {
-            // The batch stays staged and is committed again in the next turn.
-            tracing::error!(%error, staged = self.driver.staged(), "the kernel did not take a batch; it is tried again");
-        }
-    }
-
     // ---- what comes back
 
     fn take_returns(&mut self) -> u32 {
@@ -493,66 +426,6 @@ impl<S: SubmitHalf> Submitter<S> {
             self.shared.sessions_faulted.add(1);
             (fault.on_fault)(fault.text);
         }
-    }
-
-    fn take_commands(&mut self) -> u32 {
-        let mut taken = 0;
-        while let Some(command) = self.inbox.take() {
-            taken += 1;
-            match command {
-                Command::AddVolume { target, reply } => {
-                    let added = self.volumes.add(self.sessions.name(), &mut self.driver, target);
-                    if let Ok(id) = &added {
-                        self.locks.add_volume(*id);
-                        if let Ok(file) = self.volumes.file(self.sessions.name(), *id) {
-                            self.shares.add_volume(file);
-                        }
-                    }
-                    reply(added);
-                }
-                Command::RemoveVolume { volume, done } => self.remove_volume(volume, done),
-                Command::ResizeVolume { volume, size_bytes, done } => {
-                    self.resize_volume(volume, size_bytes, done);
-                }
-                Command::SetFaults { volume, plan, reply } => reply(self.set_faults(volume, plan)),
-                Command::GetFaults { volume, reply } => reply(self.faults(volume)),
-                Command::CountRequests { volume, reply } => reply(self.count_requests(volume)),
-                Command::AddRegion { session_id, index, region, reply } => {
-                    reply(self.sessions.add_region(&mut self.driver, session_id, index, region));
-                }
-                Command::RemoveRegion { session_id, index, reply } => {
-                    reply(self.sessions.remove_region(&mut self.driver, session_id, index));
-                }
-                Command::OpenSession { spec, shared, reply } => {
-                    let (granted, volumes) = (spec.features, spec.grants.len());
-                    let opened = self.sessions.open(
-                        &mut self.driver,
-                        &self.volumes,
-                        *spec,
-                        shared,
-                        &self.journal,
-                        &self.link,
-                    );
-                    if let Ok(slots) = &opened {
-                        slots.iter().for_each(|slot| self.classes.add_queue(*slot));
-                        if granted & features::ORDER != 0 {
-                            slots.iter().for_each(|slot| self.order.add_queue(*slot, volumes));
-                        }
-                    }
-                    reply(opened.map(|_| ()));
-                }
-                Command::CloseSession { session_id, done } => self.close_session(session_id, done),
-                Command::Drain { done } => {
-                    self.end_faults();
-                    self.draining = true;
-                    self.drained = Some(done);
-                    self.report_drained();
-                }
-                Command::Describe { reply } => reply(self.driver.info()),
-                Command::Stop => self.stopped = true,
-            }
-        }
-        taken
     }
 
     fn close_session(&mut self, session_id: u64, done: Box<dyn FnOnce() + Send>) {

@@ -1,0 +1,69 @@
+//! What other threads tell the Submitter, between batches.
+
+use ferrio_driver::SubmitHalf;
+use ferrio_shm::abi::features;
+
+use super::Submitter;
+use crate::inject::Command;
+
+impl<S: SubmitHalf> Submitter<S> {
+    pub(super) fn take_commands(&mut self) -> u32 {
+        let mut taken = 0;
+        while let Some(command) = self.inbox.take() {
+            taken += 1;
+            match command {
+                Command::AddVolume { target, reply } => {
+                    let added = self.volumes.add(self.sessions.name(), &mut self.driver, target);
+                    if let Ok(id) = &added {
+                        self.locks.add_volume(*id);
+                        if let Ok(file) = self.volumes.file(self.sessions.name(), *id) {
+                            self.shares.add_volume(file);
+                        }
+                    }
+                    reply(added);
+                }
+                Command::RemoveVolume { volume, done } => self.remove_volume(volume, done),
+                Command::ResizeVolume { volume, size_bytes, done } => {
+                    self.resize_volume(volume, size_bytes, done);
+                }
+                Command::SetFaults { volume, plan, reply } => reply(self.set_faults(volume, plan)),
+                Command::GetFaults { volume, reply } => reply(self.faults(volume)),
+                Command::CountRequests { volume, reply } => reply(self.count_requests(volume)),
+                Command::AddRegion { session_id, index, region, reply } => {
+                    reply(self.sessions.add_region(&mut self.driver, session_id, index, region));
+                }
+                Command::RemoveRegion { session_id, index, reply } => {
+                    reply(self.sessions.remove_region(&mut self.driver, session_id, index));
+                }
+                Command::OpenSession { spec, shared, reply } => {
+                    let (granted, volumes) = (spec.features, spec.grants.len());
+                    let opened = self.sessions.open(
+                        &mut self.driver,
+                        &self.volumes,
+                        *spec,
+                        shared,
+                        &self.journal,
+                        &self.link,
+                    );
+                    if let Ok(slots) = &opened {
+                        slots.iter().for_each(|slot| self.classes.add_queue(*slot));
+                        if granted & features::ORDER != 0 {
+                            slots.iter().for_each(|slot| self.order.add_queue(*slot, volumes));
+                        }
+                    }
+                    reply(opened.map(|_| ()));
+                }
+                Command::CloseSession { session_id, done } => self.close_session(session_id, done),
+                Command::Drain { done } => {
+                    self.end_faults();
+                    self.draining = true;
+                    self.drained = Some(done);
+                    self.report_drained();
+                }
+                Command::Describe { reply } => reply(self.driver.info()),
+                Command::Stop => self.stopped = true,
+            }
+        }
+        taken
+    }
+}
