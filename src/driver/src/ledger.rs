@@ -14,6 +14,7 @@ use crate::driver::{
 };
 use crate::helpers::Results;
 use crate::iovecs::Iovecs;
+use crate::payload::Payload;
 use crate::slab::StableSlab;
 use crate::slot_table::SlotTable;
 use crate::tag::Tag;
@@ -73,6 +74,10 @@ pub(crate) enum Gathered {
     /// All blocks are taken.
     Full,
 }
+
+/// The vectored request was not armed: all blocks are taken, or its slot is not a reserved one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoRoom;
 
 /// Where a request goes.
 #[derive(Clone, Copy, Debug)]
@@ -198,13 +203,34 @@ impl<S, R> Ledger<S, R> {
         self.pinned.iovecs.give(block);
     }
 
-    /// A block's iovec and its length, for the kernel: valid until the request is released.
-    pub(crate) fn iovec(&self, block: u32) -> (*const libc::iovec, u32) {
-        self.pinned.iovecs.iovec(block)
+    /// Arms a vectored request and says what the kernel has to do, through an iovec that is valid until the request is
+    /// released. `None`: it is answered.
+    pub(crate) fn arm_vectored(
+        &mut self,
+        slot: &Reserved,
+        user: u32,
+        op: &Op,
+        segments: &[Segment],
+    ) -> Result<Option<Payload>, NoRoom> {
+        match self.gather(op, segments) {
+            Gathered::Full => Err(NoRoom),
+            Gathered::Inline(result) => {
+                self.arm(slot, user, op, Route::Inline(result)).ok_or(NoRoom)?;
+                self.inject(slot.0, result);
+                Ok(None)
+            }
+            Gathered::Kernel { fd, block } => {
+                if self.arm_block(slot, user, op, block).is_none() {
+                    self.give_block(block);
+                    return Err(NoRoom);
+                }
+                Ok(Some(Payload::vectored(op, fd, self.pinned.iovecs.iovec(block))))
+            }
+        }
     }
 
     /// As [`arm`](Self::arm), for a request whose iovec stands in `block`.
-    pub(crate) fn arm_block(&mut self, slot: &Reserved, user: u32, op: &Op, block: u32) -> Option<&mut S> {
+    fn arm_block(&mut self, slot: &Reserved, user: u32, op: &Op, block: u32) -> Option<&mut S> {
         let tag = slot.0;
         if self.table.is_armed(tag) {
             return None;

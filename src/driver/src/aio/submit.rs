@@ -17,7 +17,7 @@ use crate::driver::{
     Segment, Shape, SubmitHalf,
 };
 use crate::helpers::Helpers;
-use crate::ledger::{Gathered, Ledger, Route};
+use crate::ledger::{Ledger, NoRoom, Route};
 use crate::payload::Payload;
 use crate::tag::Tag;
 use crate::target::{Target, TargetKind};
@@ -165,22 +165,10 @@ impl SubmitHalf for AioSubmit {
         if self.batch.is_full() {
             return Err(slot);
         }
-        match self.ledger.gather(op, segments) {
-            Gathered::Full => return Err(slot),
-            Gathered::Inline(result) => {
-                if self.ledger.arm(&slot, user, op, Route::Inline(result)).is_none() {
-                    return Err(slot);
-                }
-                self.ledger.inject(tag, result);
-            }
-            Gathered::Kernel { fd, block } => {
-                if self.ledger.arm_block(&slot, user, op, block).is_none() {
-                    self.ledger.give_block(block);
-                    return Err(slot);
-                }
-                let payload = Payload::vectored(op, fd, self.ledger.iovec(block));
-                self.stage(tag, op, payload);
-            }
+        match self.ledger.arm_vectored(&slot, user, op, segments) {
+            Err(NoRoom) => return Err(slot),
+            Ok(None) => {}
+            Ok(Some(payload)) => self.stage(tag, op, payload),
         }
         Ok(tag)
     }

@@ -18,7 +18,7 @@ use crate::driver::{
     SubmitHalf,
 };
 use crate::helpers::Helpers;
-use crate::ledger::{Gathered, Ledger, RegionEntry, Route, Transfer};
+use crate::ledger::{Ledger, NoRoom, RegionEntry, Route, Transfer};
 use crate::payload::Payload;
 use crate::tag::Tag;
 use crate::target::{Method, Target};
@@ -270,24 +270,13 @@ impl SubmitHalf for UringSubmit {
         if self.is_full() {
             return Err(slot);
         }
-        match self.ledger.gather(op, segments) {
-            Gathered::Full => return Err(slot),
-            Gathered::Inline(result) => {
-                if self.ledger.arm(&slot, user, op, Route::Inline(result)).is_none() {
-                    return Err(slot);
-                }
-                self.ledger.inject(tag, result);
-            }
-            Gathered::Kernel { fd, block } => {
-                if self.ledger.arm_block(&slot, user, op, block).is_none() {
-                    self.ledger.give_block(block);
-                    return Err(slot);
-                }
-                match Payload::vectored(op, fd, self.ledger.iovec(block)).sqe() {
-                    Some(entry) => self.stage(tag, &entry),
-                    None => self.ledger.inject(tag, -libc::EOPNOTSUPP),
-                }
-            }
+        match self.ledger.arm_vectored(&slot, user, op, segments) {
+            Err(NoRoom) => return Err(slot),
+            Ok(None) => {}
+            Ok(Some(payload)) => match payload.sqe() {
+                Some(entry) => self.stage(tag, &entry),
+                None => self.ledger.inject(tag, -libc::EOPNOTSUPP),
+            },
         }
         Ok(tag)
     }
