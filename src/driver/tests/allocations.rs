@@ -1,13 +1,12 @@
 //! Nothing on the path of a request allocates once the driver is open.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use allocation_counter::measure;
 use ferrio_driver::aio::Aio;
 use ferrio_driver::fault::Fault;
 use ferrio_driver::null::Null;
@@ -19,31 +18,6 @@ use ferrio_driver::{
 };
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
 use rustix::event::{EventfdFlags, eventfd};
-
-/// Counts what this thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; the count lives in a thread local that needs neither
-// allocation nor destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise; all memory comes from `System`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const DEPTH: u32 = 32;
 
@@ -97,9 +71,8 @@ fn requests_allocate_nothing<D: Driver>(page_cache: bool) {
         }
     };
     round();
-    let before = ALLOCATIONS.get();
-    (0..50).for_each(|_| round());
-    assert_eq!(ALLOCATIONS.get() - before, 0, "{} allocates per request", D::NAME);
+    let allocations = measure(|| (0..50).for_each(|_| round())).count_total;
+    assert_eq!(allocations, 0, "{} allocates per request", D::NAME);
 }
 
 #[test]
@@ -165,9 +138,8 @@ fn operations_allocate_nothing<D: Driver>() {
         assert_eq!(outcome, Outcome { result: 0, resources: 7 });
     };
     round();
-    let before = ALLOCATIONS.get();
-    (0..1000).for_each(|_| round());
-    assert_eq!(ALLOCATIONS.get() - before, 0, "the proactor over {} allocates", D::NAME);
+    let allocations = measure(|| (0..1000).for_each(|_| round())).count_total;
+    assert_eq!(allocations, 0, "the proactor over {} allocates", D::NAME);
     assert_eq!(count.0.load(Ordering::Relaxed), 1001);
 }
 
@@ -180,7 +152,6 @@ fn the_proactor_allocates_nothing() {
 
 #[test]
 fn the_counter_counts() {
-    let before = ALLOCATIONS.get();
-    drop(std::hint::black_box(Box::new(1)));
-    assert_eq!(ALLOCATIONS.get() - before, 1);
+    let allocations = measure(|| drop(std::hint::black_box(Box::new(1)))).count_total;
+    assert_eq!(allocations, 1);
 }

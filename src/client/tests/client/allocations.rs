@@ -1,36 +1,11 @@
 //! Nothing is allocated per request.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Duration;
 
+use allocation_counter::measure;
 use ferrio_client::{Memory, Request, WaitPolicy};
 
 use crate::peer::{Daemon, Opened};
-
-/// Counts what each thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: hands everything to the system's allocator unchanged; counting allocates nothing itself.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are those of the system's allocator.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// Submit, commit, full, poll and an answer from the daemon's ends, which do not allocate either.
 #[test]
@@ -53,12 +28,10 @@ fn none_in_steady_state() {
         }
     };
     turn(10);
-    let before = ALLOCATIONS.get();
-    turn(10_000);
-    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in 80,000 requests");
-    let before = ALLOCATIONS.get();
-    drop(std::hint::black_box(Box::new(1)));
-    assert_eq!(ALLOCATIONS.get() - before, 1, "the counter counts");
+    let allocations = measure(|| turn(10_000)).count_total;
+    assert_eq!(allocations, 0, "allocations in 80,000 requests");
+    let allocations = measure(|| drop(std::hint::black_box(Box::new(1)))).count_total;
+    assert_eq!(allocations, 1, "the counter counts");
 }
 
 /// A list that is cleared and used again is as cheap as a buffer.
@@ -82,7 +55,6 @@ fn none_for_a_list_that_is_used_again() {
         }
     };
     turn(10);
-    let before = ALLOCATIONS.get();
-    turn(10_000);
-    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in 10,000 lists");
+    let allocations = measure(|| turn(10_000)).count_total;
+    assert_eq!(allocations, 0, "allocations in 10,000 lists");
 }
