@@ -47,6 +47,7 @@ pub mod engine;
 pub mod idle;
 pub mod inject;
 pub mod journal;
+pub mod kill_point;
 mod links;
 mod locks;
 pub mod request;
