@@ -43,7 +43,7 @@
 //! # What would block
 //!
 //! No thread that calls a half sleeps in a system call on the disk. What a backend cannot do without goes to a bounded
-//! pool of helper threads ([`DriverConfig::helpers`]), which is the kernel to all the rest: the request is staged,
+//! pool of helper threads ([`DriverConfig::helpers`]), of which no target keeps the last: the request is staged,
 //! committed, answered through the reap half, which wakes for it as for any other, and is waited for when the halves
 //! are dropped. Registering, [`Target::open`] and [`Target::resize`] may block.
 //!
@@ -192,8 +192,9 @@ pub struct DriverConfig {
     pub files_max: u32,
     /// Regions registered at most.
     pub regions_max: u32,
-    /// Threads of the helper pool at most, for what the backend cannot do without blocking. They are started when the first
-    /// target that may need them is registered.
+    /// Threads of the helper pool that all targets share, at least 1, for what the backend cannot do without blocking. They
+    /// are started when the first target that may need them is registered. One that does not answer may keep them all: then
+    /// each other target has one thread of its own beyond these.
     pub helpers: u32,
     /// How long the last half to be dropped waits for the kernel before it leaks what is in flight.
     pub drain_limit: Duration,

@@ -138,6 +138,11 @@ impl Payload {
         }
     }
 
+    /// The description it goes to.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
     pub(crate) fn sqe(&self) -> Option<squeue::Entry> {
         // SAFETY: table and data were made of the same kind.
         unsafe { (self.table.sqe)(&self.data, types::Fd(self.fd)) }

@@ -47,7 +47,8 @@ pub struct EngineConfig {
     pub spin_us: u32,
     /// Requests per scheduling round: prio, read, write.
     pub budgets: Budgets,
-    /// Threads for what the backend cannot do without blocking, 1 to 64.
+    /// Threads that the volumes share for what the backend cannot do without blocking, 1 to 64; a volume that has none of
+    /// them when all are busy gets one of its own.
     pub helpers: u32,
     /// Journal file, on tmpfs. Created anew.
     pub journal: PathBuf,

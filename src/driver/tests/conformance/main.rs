@@ -117,6 +117,7 @@ macro_rules! real {
                 slow_disk::direct_file_does_not_keep_the_thread,
                 slow_disk::cached_file_does_not_keep_the_thread,
                 slow_disk::full_device_does_not_keep_the_thread,
+                slow_disk::stuck_device_leaves_helpers_to_others,
                 slow_disk::drop_leaks_what_the_disk_keeps,
             ]
         );

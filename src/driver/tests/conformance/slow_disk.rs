@@ -160,3 +160,60 @@ pub fn drop_leaks_what_the_disk_keeps<D: Subject>(shape: Shape) {
     };
     with_closed_gate(fuse, move || submit(rig), check);
 }
+
+/// A device that does not answer keeps as many helpers as there are for all: discards of others are done all the same.
+pub fn stuck_device_leaves_helpers_to_others<D: Subject>(shape: Shape) {
+    const STUCK: u32 = 8;
+    const OTHERS: u32 = 3;
+    let Some(fuse) = mount() else { return };
+    let attached = Loop::attach(&fuse.path(), 512).and_then(|stuck| {
+        let directory = directory();
+        let others = (0..OTHERS).map(|n| {
+            let backing = directory.path().join(format!("disk-{n}"));
+            std::fs::write(&backing, vec![0; 1 << 20]).expect("backing file");
+            Loop::attach(&backing, 512)
+        });
+        Ok((stuck, others.collect::<Result<Vec<_>, _>>()?, directory))
+    });
+    let (stuck, others, directory) = match attached {
+        Ok(devices) => devices,
+        Err(reason) => return eprintln!("SKIPPED: no loop devices: {reason}"),
+    };
+    let open = |device: &Loop| Arc::new(Target::open(&device.0, &OpenOptions::default()).expect("target"));
+    let target = open(&stuck);
+    assert!(target.capabilities().discard.is_supported(), "{:?}", target.capabilities());
+    let config = DriverConfig { depth: 32, shape, ..DriverConfig::default() };
+    assert!(STUCK > config.helpers);
+    let mut rig = Rig::<D>::on(&config, directory, target, 1 << 20);
+    let files: Vec<_> =
+        others.iter().map(|device| rig.submit.register_file(open(device)).expect("file")).collect();
+    let submit = move || {
+        for user in 0..STUCK {
+            let op = Op { kind: OpKind::Discard, ..rig.read(0, u64::from(user) << 20, 65536) };
+            rig.stage(user, &op);
+        }
+        rig.commit();
+        // Twice, so that they do not live on threads that were started for the stuck ones.
+        for round in 0..2_u64 {
+            for (user, &file) in (STUCK..).zip(&files) {
+                rig.stage(user, &Op { kind: OpKind::Discard, file, ..rig.read(0, round << 16, 65536) });
+            }
+            rig.commit();
+            for completion in rig.wait(files.len()) {
+                assert!(completion.user >= STUCK, "{completion:?} though the gate is closed");
+                assert_eq!(completion.result, 0);
+                rig.submit.release(completion.tag);
+            }
+        }
+        rig
+    };
+    let finish = |mut rig: Rig<D>| {
+        for completion in rig.wait(STUCK as usize) {
+            assert_eq!(completion.result, 0);
+            rig.submit.release(completion.tag);
+        }
+        rig.finish();
+        drop((stuck, others));
+    };
+    with_closed_gate(fuse, submit, finish);
+}
