@@ -44,7 +44,7 @@ union Data {
 /// The functions of one kind. Each must be called with data of that kind.
 struct Table {
     name: &'static str,
-    sqe: unsafe fn(&Data, types::Fd) -> Option<squeue::Entry>,
+    sqe: unsafe fn(&Data, types::Fd, Option<u16>) -> Option<squeue::Entry>,
     iocb: unsafe fn(&Data) -> Option<Iocb>,
     perform: unsafe fn(&Data, RawFd) -> i32,
 }
@@ -53,8 +53,9 @@ struct Table {
 trait Kind: Copy {
     const NAME: &'static str;
 
-    /// Its entry for io_uring; none if that has no such operation.
-    fn sqe(self, fd: types::Fd) -> Option<squeue::Entry>;
+    /// Its entry for io_uring; none if that has no such operation. `fixed` is the registered buffer that all its memory
+    /// lies in.
+    fn sqe(self, fd: types::Fd, fixed: Option<u16>) -> Option<squeue::Entry>;
 
     /// Its entry for AIO, but for what all have in common; none if that has no such operation.
     fn iocb(self) -> Option<Iocb>;
@@ -69,9 +70,9 @@ struct TableOf<K>(K);
 impl<K: Kind> TableOf<K> {
     const TABLE: Table = Table {
         name: K::NAME,
-        sqe: |data, fd| {
+        sqe: |data, fd, fixed| {
             // SAFETY: the caller's promise: `data` is of this kind.
-            unsafe { data.get::<K>() }.sqe(fd)
+            unsafe { data.get::<K>() }.sqe(fd, fixed)
         },
         iocb: |data| {
             // SAFETY: as above.
@@ -143,9 +144,9 @@ impl Payload {
         self.fd
     }
 
-    pub(crate) fn sqe(&self) -> Option<squeue::Entry> {
+    pub(crate) fn sqe(&self, fixed: Option<u16>) -> Option<squeue::Entry> {
         // SAFETY: table and data were made of the same kind.
-        unsafe { (self.table.sqe)(&self.data, types::Fd(self.fd)) }
+        unsafe { (self.table.sqe)(&self.data, types::Fd(self.fd), fixed) }
     }
 
     pub(crate) fn iocb(&self) -> Option<Iocb> {
@@ -211,8 +212,12 @@ struct Read(Transferred);
 impl Kind for Read {
     const NAME: &'static str = "read";
 
-    fn sqe(self, fd: types::Fd) -> Option<squeue::Entry> {
-        Some(opcode::Read::new(fd, self.0.address, self.0.length).offset(self.0.offset).build())
+    fn sqe(self, fd: types::Fd, fixed: Option<u16>) -> Option<squeue::Entry> {
+        let Transferred { address, offset, length, .. } = self.0;
+        Some(match fixed {
+            Some(fixed) => opcode::ReadFixed::new(fd, address, length, fixed).offset(offset).build(),
+            None => opcode::Read::new(fd, address, length).offset(offset).build(),
+        })
     }
 
     fn iocb(self) -> Option<Iocb> {
@@ -230,9 +235,14 @@ struct Write(Transferred);
 impl Kind for Write {
     const NAME: &'static str = "write";
 
-    fn sqe(self, fd: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, fd: types::Fd, fixed: Option<u16>) -> Option<squeue::Entry> {
         let Transferred { address, offset, length, flags } = self.0;
-        Some(opcode::Write::new(fd, address, length).offset(offset).rw_flags(flags).build())
+        Some(match fixed {
+            Some(fixed) => {
+                opcode::WriteFixed::new(fd, address, length, fixed).offset(offset).rw_flags(flags).build()
+            }
+            None => opcode::Write::new(fd, address, length).offset(offset).rw_flags(flags).build(),
+        })
     }
 
     fn iocb(self) -> Option<Iocb> {
@@ -268,8 +278,12 @@ struct ReadVector(Vector);
 impl Kind for ReadVector {
     const NAME: &'static str = "readv";
 
-    fn sqe(self, fd: types::Fd) -> Option<squeue::Entry> {
-        Some(opcode::Readv::new(fd, self.0.iovec, self.0.count).offset(self.0.offset).build())
+    fn sqe(self, fd: types::Fd, fixed: Option<u16>) -> Option<squeue::Entry> {
+        let Vector { iovec, offset, count, .. } = self.0;
+        Some(match fixed {
+            Some(fixed) => opcode::ReadvFixed::new(fd, iovec, count, fixed).offset(offset).build(),
+            None => opcode::Readv::new(fd, iovec, count).offset(offset).build(),
+        })
     }
 
     fn iocb(self) -> Option<Iocb> {
@@ -290,9 +304,14 @@ struct WriteVector(Vector);
 impl Kind for WriteVector {
     const NAME: &'static str = "writev";
 
-    fn sqe(self, fd: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, fd: types::Fd, fixed: Option<u16>) -> Option<squeue::Entry> {
         let Vector { iovec, offset, count, flags } = self.0;
-        Some(opcode::Writev::new(fd, iovec, count).offset(offset).rw_flags(flags).build())
+        Some(match fixed {
+            Some(fixed) => {
+                opcode::WritevFixed::new(fd, iovec, count, fixed).offset(offset).rw_flags(flags).build()
+            }
+            None => opcode::Writev::new(fd, iovec, count).offset(offset).rw_flags(flags).build(),
+        })
     }
 
     fn iocb(self) -> Option<Iocb> {
@@ -343,7 +362,7 @@ struct Flush;
 impl Kind for Flush {
     const NAME: &'static str = "flush";
 
-    fn sqe(self, fd: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, fd: types::Fd, _: Option<u16>) -> Option<squeue::Entry> {
         Some(opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build())
     }
 
@@ -370,7 +389,7 @@ impl Fallocate {
 impl Kind for Fallocate {
     const NAME: &'static str = "fallocate";
 
-    fn sqe(self, fd: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, fd: types::Fd, _: Option<u16>) -> Option<squeue::Entry> {
         let mode = self.mode().bits().cast_signed();
         Some(opcode::Fallocate::new(fd, self.0.length).offset(self.0.offset).mode(mode).build())
     }
@@ -394,7 +413,7 @@ const BLKDISCARD: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 119)
 impl Kind for DeviceDiscard {
     const NAME: &'static str = "discard";
 
-    fn sqe(self, _: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, _: types::Fd, _: Option<u16>) -> Option<squeue::Entry> {
         None
     }
 
@@ -428,7 +447,7 @@ const ZEROES_VECTOR: usize = 16;
 impl Kind for WriteZeroes {
     const NAME: &'static str = "write-zeroes";
 
-    fn sqe(self, _: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, _: types::Fd, _: Option<u16>) -> Option<squeue::Entry> {
         None
     }
 

@@ -13,6 +13,7 @@
 //! | 5.11 | needed: timeouts of `io_uring_enter` (EXT_ARG) |
 //! | 5.18 | SUBMIT_ALL: a refused request does not end its batch |
 //! | 5.19 | COOP_TASKRUN and TASKRUN_FLAG; registered buffers (sparse table) |
+//! | 6.15 | READV_FIXED and WRITEV_FIXED: registered buffers for vectored requests |
 //!
 //! What an older kernel lacks stands in [`DriverInfo::degraded`](crate::DriverInfo::degraded).
 //!

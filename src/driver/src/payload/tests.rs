@@ -13,7 +13,7 @@ struct Descriptor;
 impl Kind for Sum {
     const NAME: &'static str = "sum";
 
-    fn sqe(self, _: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, _: types::Fd, _: Option<u16>) -> Option<squeue::Entry> {
         None
     }
 
@@ -29,7 +29,7 @@ impl Kind for Sum {
 impl Kind for Descriptor {
     const NAME: &'static str = "descriptor";
 
-    fn sqe(self, _: types::Fd) -> Option<squeue::Entry> {
+    fn sqe(self, _: types::Fd, _: Option<u16>) -> Option<squeue::Entry> {
         None
     }
 
@@ -65,7 +65,7 @@ fn each_kind_gets_its_own_data_back() {
             iocb.map(|iocb| (iocb.fildes, iocb.offset)),
             (n % 2 == 0).then_some((n as u32, 6 * i64::from(n)))
         );
-        assert!(payload.sqe().is_none());
+        assert!(payload.sqe(None).is_none());
     }
 }
 

@@ -3,7 +3,9 @@
 //! The kernel pins a registered buffer once instead of on every request, but pinning takes the thread away: a millisecond
 //! or so for a slot, if the pages are there. A region gets as many slots of the table in a row as it needs; they are
 //! filled from the front, one by one ([`Pinning`](super::pinning::Pinning)). A transfer across the seam of two slots goes
-//! unregistered, like those of what is not pinned (yet).
+//! unregistered, like those of what is not pinned (yet). So does a vectored request whose pieces are not all in one slot,
+//! or on a kernel without READV_FIXED. On a file with O_DIRECT, 2 to 32 pieces of 4 KiB and 4 of 64 KiB cost the same CPU
+//! time either way (ratios 0.99 to 1.07, within the noise); it keeps the pages from being pinned twice.
 
 use std::io;
 

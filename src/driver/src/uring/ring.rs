@@ -68,6 +68,8 @@ pub(super) struct Modes {
     pub(super) degraded: Vec<String>,
     /// The ring knows FALLOCATE.
     pub(super) fallocate: bool,
+    /// It knows READV_FIXED and WRITEV_FIXED.
+    pub(super) vectored_fixed: bool,
 }
 
 pub(super) fn open(config: &DriverConfig) -> Result<(UringSubmit, UringReap), DriverError> {
@@ -80,6 +82,10 @@ pub(super) fn open(config: &DriverConfig) -> Result<(UringSubmit, UringReap), Dr
     if !modes.fallocate {
         modes.degraded.push("IORING_OP_FALLOCATE is missing: helper threads discard and zero".to_owned());
     }
+    modes.vectored_fixed =
+        [opcode::ReadvFixed::CODE, opcode::WritevFixed::CODE].iter().all(|&code| opcodes.is_supported(code));
+    let lack = "vectored requests pin their pages each time";
+    modes.note(modes.vectored_fixed, "READV_FIXED|WRITEV_FIXED", "6.15", lack);
     let bell = match config.shape {
         Shape::One => None,
         Shape::Two => {
@@ -118,6 +124,7 @@ fn build(config: &DriverConfig) -> Result<(IoUring, Modes), DriverError> {
         in_effect: vec![format!("SQ {sq_entries}, CQ {cq_entries}")],
         degraded: Vec::new(),
         fallocate: false,
+        vectored_fixed: false,
     };
     let attempts = [(true, config.shape == Shape::One), (true, false), (false, false)];
     for (submit_all, cooperative) in attempts {

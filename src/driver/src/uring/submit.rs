@@ -98,6 +98,20 @@ impl UringSubmit {
         entry.user_data(tag.user_data())
     }
 
+    /// The table slot that holds all these pieces. None with an empty one among them: the kernel refuses that (EFAULT).
+    fn slot_of_all(&self, segments: &[Segment]) -> Option<u16> {
+        if !self.modes.vectored_fixed {
+            return None;
+        }
+        let slot = |segment: &Segment| {
+            self.ledger.region(segment.region)?.own.slot_of(segment.offset, segment.length)
+        };
+        let first = slot(segments.first()?)?;
+        // No two regions share a slot.
+        let inside = |segment: &Segment| segment.length > 0 && slot(segment) == Some(first);
+        segments.iter().all(inside).then_some(first)
+    }
+
     /// A helper does what this ring cannot.
     #[cold]
     fn range(&mut self, tag: Tag, op: &Op, transfer: Transfer) {
@@ -105,7 +119,7 @@ impl UringSubmit {
             return self.ledger.inject(tag, -libc::EBADF);
         };
         let payload = Payload::of(op, transfer, target);
-        match payload.sqe().filter(|_| self.modes.fallocate) {
+        match payload.sqe(None).filter(|_| self.modes.fallocate) {
             Some(entry) => self.stage(tag, &entry),
             None => {
                 self.ledger.hand_over(tag);
@@ -273,7 +287,7 @@ impl SubmitHalf for UringSubmit {
         match self.ledger.arm_vectored(&slot, user, op, segments) {
             Err(NoRoom) => return Err(slot),
             Ok(None) => {}
-            Ok(Some(payload)) => match payload.sqe() {
+            Ok(Some(payload)) => match payload.sqe(self.slot_of_all(segments)) {
                 Some(entry) => self.stage(tag, &entry),
                 None => self.ledger.inject(tag, -libc::EOPNOTSUPP),
             },
@@ -403,6 +417,10 @@ impl UringSubmit {
 
     pub(super) fn set_fallocate(&mut self, on: bool) {
         self.modes.fallocate = on;
+    }
+
+    pub(super) fn set_vectored_fixed(&mut self, on: bool) {
+        self.modes.vectored_fixed = on;
     }
 
     pub(super) fn fixed_of(&self, region: RegionIndex) -> Option<&Fixed> {

@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ferrio_shm::mapping::{Mapping, Region, create_memfd};
+use rustix::fs::FallocateFlags;
 
 use super::*;
-use crate::driver::{Completion, Op, OpKind, Pin, ReapHalf, Shape, SubmitHalf};
+use crate::driver::{Completion, Op, OpKind, Pin, ReapHalf, Segment, Shape, SubmitHalf};
 use crate::target::Target;
 
 const NAME: &str = "ferrio-uring-test";
@@ -113,6 +114,47 @@ fn transfers_around_a_seam_are_right_registered_or_not() {
     assert!(landed == data);
     submit.unregister_region(region).expect("idle");
     assert!(submit.info().modes.join("\n").contains("0 of 0 regions, 0 of"));
+}
+
+/// Seen by punching a hole into a region: its registered pages are then not those that its file has.
+#[test]
+fn vectored_requests_go_through_registered_buffers() {
+    let (mut submit, mut reap) = Uring::open(&config(Duration::from_secs(10))).expect("driver");
+    submit.set_slot_shift(13);
+    let file: File = tempfile::tempfile().expect("tempfile");
+    (&file).write_all(&[7; 8192]).expect("write");
+    let file = submit.register_file(Target::of_pipe(file).into()).expect("file");
+    let (memory, region) = region(NAME, 16384);
+    let region = submit.register_region(region, Pin::Yes).expect("region");
+    let info = submit.info();
+    let modes = info.modes.join("\n");
+    if !(modes.contains("READV_FIXED") && modes.contains("1 of 1 regions, 2 of")) {
+        return eprintln!("SKIPPED: {}", info.degraded.join("\n"));
+    }
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let mut reads_into_the_file = |submit: &mut UringSubmit, pieces: &[(u64, u32)]| {
+        rustix::fs::fallocate(&memory, hole, 0, 16384).expect("a hole");
+        let segments: Vec<_> =
+            pieces.iter().map(|&(offset, length)| Segment { region, offset, length }).collect();
+        let op =
+            Op { kind: OpKind::Read, file, region, region_offset: 0, length: 8192, offset: 0, fua: false };
+        let slot = submit.reserve().expect("a slot");
+        submit.submit_vectored(slot, 0, &op, &segments).expect("room");
+        submit.commit().expect("commit");
+        let completion = wait(&mut reap);
+        submit.release(completion.tag);
+        assert_eq!(completion.result, 8192, "{pieces:?}");
+        let mut landed = vec![0; 16384];
+        std::os::unix::fs::FileExt::read_exact_at(&memory, &mut landed, 0).expect("memfd");
+        landed.iter().filter(|&&byte| byte == 7).count() == 8192
+    };
+    assert!(!reads_into_the_file(&mut submit, &[(4096, 4096), (0, 4096)]), "within a slot: registered");
+    assert!(!reads_into_the_file(&mut submit, &[(8192, 100), (8292, 8092)]), "within the other one too");
+    assert!(reads_into_the_file(&mut submit, &[(0, 4096), (8192, 4096)]), "not in two slots");
+    assert!(reads_into_the_file(&mut submit, &[(4096, 8192)]), "not across the seam");
+    assert!(reads_into_the_file(&mut submit, &[(0, 4096), (0, 0), (4096, 4096)]), "not with an empty piece");
+    submit.set_vectored_fixed(false);
+    assert!(reads_into_the_file(&mut submit, &[(4096, 4096), (0, 4096)]), "not on an older kernel");
 }
 
 /// What helpers do ends a sleep inside the ring, and they do nothing before the commit.
