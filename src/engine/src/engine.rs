@@ -28,7 +28,7 @@ use crate::{
     completion::{self, Reaper},
     config::{EngineConfig, EngineError, Threads},
     idle::{Idle, Step},
-    inject::{self, Command, Injector},
+    inject::{self, Command, Injector, IoThread},
     journal::Journal,
     poller::Poller,
     session::{SessionSpec, VolumeId},
@@ -160,13 +160,38 @@ impl Engine {
     /// What the driver is now: sessions may come to degrade it, for instance by more memory than may be pinned. As it was
     /// at the start, should the Submitter not answer within `limit`.
     pub fn driver_info(&self, limit: Duration) -> DriverInfo {
-        let (sender, receiver) = mpsc::channel();
-        let reply = Box::new(move |info| {
-            let _ = sender.send(info);
-        });
-        let sent = self.inner.injector.send(Command::Describe { reply }).is_ok();
-        let now = sent.then(|| receiver.recv_timeout(limit).ok()).flatten();
+        let now = self.inject(|thread| thread.driver_info());
+        let now = now.ok().and_then(|answer| answer.recv_timeout(limit).ok());
         now.unwrap_or_else(|| self.info().driver.clone())
+    }
+
+    /// Runs a closure on the Submitter thread, between two batches, and waits for what it returns. All that it reads is of one
+    /// moment, and all that it changes holds before the next request is taken. Closures and commands of one thread are run
+    /// in their order. It must neither block, since every request waits meanwhile, nor panic, which ends the thread; called
+    /// on an I/O thread of this engine, this would wait for itself.
+    ///
+    /// ```
+    /// # let directory = tempfile::tempdir()?;
+    /// # let config = ferrio_engine::EngineConfig {
+    /// #     name: "main".into(), backend: ferrio_driver::select::BackendChoice::Null, depth: 8, requests_max: 8,
+    /// #     queues_max: 1, sessions_max: 1, regions_per_session: 1, faults: false,
+    /// #     threads: ferrio_engine::Threads::Auto, spin_us: 0, budgets: [1, 1, 1], helpers: 1,
+    /// #     journal: directory.path().join("journal"), epoch: 1,
+    /// # };
+    /// # let engine = ferrio_engine::Engine::start(&config)?;
+    /// let (driver, in_flight) = engine.run(|thread| (thread.driver_info(), thread.in_flight()))?;
+    /// # assert_eq!((driver.backend, in_flight), ("null", 0));
+    /// # engine.stop();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The engine has stopped; the closure is dropped.
+    pub fn run<T: Send + 'static>(
+        &self,
+        closure: impl FnOnce(&mut dyn IoThread) -> T + Send + 'static,
+    ) -> Result<T, EngineError> {
+        self.inject(closure)?.recv().map_err(|_| self.stopped())
     }
 
     /// Registers a volume; it stays until [`Self::remove_volume`], or until the engine ends.
@@ -223,7 +248,7 @@ impl Engine {
     /// # Errors
     /// No such volume, or the engine has stopped.
     pub fn requests_of(&self, volume: VolumeId) -> Result<u32, EngineError> {
-        self.ask(|reply| Command::CountRequests { volume, reply })
+        self.run(move |thread| thread.requests_of(volume))?
     }
 
     /// Lets requests of a session name `region` by `index`, 1 to 255.
@@ -318,9 +343,25 @@ impl Engine {
         let reply = Box::new(move |outcome| {
             let _ = sender.send(outcome);
         });
-        let stopped = || EngineError::Stopped(self.inner.info.name.clone());
-        self.inner.injector.send(command(reply)).map_err(|_| stopped())?;
-        receiver.recv().map_err(|_| stopped())?
+        self.inner.injector.send(command(reply)).map_err(|_| self.stopped())?;
+        receiver.recv().map_err(|_| self.stopped())?
+    }
+
+    /// Hands a closure over; gives what its result comes through.
+    fn inject<T: Send + 'static>(
+        &self,
+        closure: impl FnOnce(&mut dyn IoThread) -> T + Send + 'static,
+    ) -> Result<mpsc::Receiver<T>, EngineError> {
+        let (sender, receiver) = mpsc::channel();
+        let closure = Command::Run(Box::new(move |thread| {
+            let _ = sender.send(closure(thread));
+        }));
+        self.inner.injector.send(closure).map_err(|_| self.stopped())?;
+        Ok(receiver)
+    }
+
+    fn stopped(&self) -> EngineError {
+        EngineError::Stopped(self.inner.info.name.clone())
     }
 }
 

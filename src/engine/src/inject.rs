@@ -1,4 +1,4 @@
-//! Commands from other threads, taken by the Submitter between batches.
+//! Commands and closures from other threads, taken by the Submitter between batches.
 
 use std::sync::{
     Arc,
@@ -24,6 +24,37 @@ pub type Reply<T> = Box<dyn FnOnce(Result<T, EngineError>) + Send>;
 
 /// Called on an I/O thread when something has ended. Must not block.
 pub type Done = Box<dyn FnOnce() + Send>;
+
+/// Called on the Submitter thread, between two batches. Must not block: every request waits meanwhile.
+pub type Closure = Box<dyn FnOnce(&mut dyn IoThread) + Send>;
+
+/// The Submitter as a closure finds it: no request is taken, issued or answered by this thread while it runs, so what it reads
+/// belongs together.
+pub trait IoThread {
+    /// What the driver is now.
+    fn driver_info(&self) -> DriverInfo;
+
+    /// Requests that the driver has: with the kernel or a helper, or answered by them and not released.
+    fn in_flight(&self) -> u32;
+
+    /// As [`Engine::requests_of`](crate::Engine::requests_of).
+    ///
+    /// # Errors
+    /// No such volume.
+    fn requests_of(&self, volume: VolumeId) -> Result<u32, EngineError>;
+
+    /// As [`Engine::set_faults`](crate::Engine::set_faults).
+    ///
+    /// # Errors
+    /// As there.
+    fn set_faults(&mut self, volume: VolumeId, plan: FaultPlan) -> Result<(), EngineError>;
+
+    /// As [`Engine::faults`](crate::Engine::faults).
+    ///
+    /// # Errors
+    /// No such volume.
+    fn faults(&self, volume: VolumeId) -> Result<Option<FaultStatus>, EngineError>;
+}
 
 /// What the Submitter can be told.
 pub enum Command {
@@ -58,13 +89,6 @@ pub enum Command {
         plan: FaultPlan,
         /// Gets the outcome.
         reply: Reply<()>,
-    },
-    /// Say how many requests of a volume are not answered.
-    CountRequests {
-        /// Which.
-        volume: VolumeId,
-        /// Gets the number.
-        reply: Reply<u32>,
     },
     /// Say what the faults of a volume are.
     GetFaults {
@@ -114,11 +138,8 @@ pub enum Command {
         /// Called once nothing is in flight.
         done: Done,
     },
-    /// Say what the driver is now.
-    Describe {
-        /// Gets it.
-        reply: Box<dyn FnOnce(DriverInfo) + Send>,
-    },
+    /// Run this.
+    Run(Closure),
     /// End the thread.
     Stop,
 }

@@ -59,6 +59,7 @@ mod volumes;
 
 pub use config::{EngineConfig, EngineError, Threads};
 pub use engine::{DrainReport, Engine, EngineInfo};
+pub use inject::IoThread;
 pub use session::{FEATURES, Grant, QueueAttach, SessionSpec, VolumeId};
 pub use stats::{
     ClassSnapshot, CountersSnapshot, EngineCounters, EngineSnapshot, QueueSnapshot, WaitsSnapshot,

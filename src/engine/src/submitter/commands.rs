@@ -1,10 +1,14 @@
 //! What other threads tell the Submitter, between batches.
 
-use ferrio_driver::SubmitHalf;
+use ferrio_driver::{DriverInfo, FaultPlan, FaultStatus, SubmitHalf};
 use ferrio_shm::abi::features;
 
 use super::Submitter;
-use crate::inject::Command;
+use crate::{
+    config::EngineError,
+    inject::{Command, IoThread},
+    session::VolumeId,
+};
 
 impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn take_commands(&mut self) -> u32 {
@@ -28,7 +32,6 @@ impl<S: SubmitHalf> Submitter<S> {
                 }
                 Command::SetFaults { volume, plan, reply } => reply(self.set_faults(volume, plan)),
                 Command::GetFaults { volume, reply } => reply(self.faults(volume)),
-                Command::CountRequests { volume, reply } => reply(self.count_requests(volume)),
                 Command::AddRegion { session_id, index, region, reply } => {
                     reply(self.sessions.add_region(&mut self.driver, session_id, index, region));
                 }
@@ -60,10 +63,32 @@ impl<S: SubmitHalf> Submitter<S> {
                     self.drained = Some(done);
                     self.report_drained();
                 }
-                Command::Describe { reply } => reply(self.driver.info()),
+                Command::Run(closure) => closure(self),
                 Command::Stop => self.stopped = true,
             }
         }
         taken
+    }
+}
+
+impl<S: SubmitHalf> IoThread for Submitter<S> {
+    fn driver_info(&self) -> DriverInfo {
+        self.driver.info()
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.driver.in_flight()
+    }
+
+    fn requests_of(&self, volume: VolumeId) -> Result<u32, EngineError> {
+        self.count_requests(volume)
+    }
+
+    fn set_faults(&mut self, volume: VolumeId, plan: FaultPlan) -> Result<(), EngineError> {
+        Submitter::set_faults(self, volume, plan)
+    }
+
+    fn faults(&self, volume: VolumeId) -> Result<Option<FaultStatus>, EngineError> {
+        Submitter::faults(self, volume)
     }
 }
