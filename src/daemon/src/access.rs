@@ -3,9 +3,11 @@
 use std::fmt;
 
 use ferrio_api::v1;
+use serde::{Deserialize, Serialize};
 
 /// Access to a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Reads; lives beside every other access.
     ReadOnly,

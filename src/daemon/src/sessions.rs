@@ -19,7 +19,9 @@ pub mod hugepages;
 mod list;
 pub mod memory;
 pub mod plan;
+pub mod process;
 pub mod regions;
+pub mod saved;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
