@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod disk;
 pub mod footprint;
 pub mod history;
+pub mod hostile;
 pub mod mix;
 pub mod operator;
 pub mod process;

@@ -27,7 +27,7 @@ mod process;
 mod progress;
 mod report;
 mod results;
-mod statistics;
+pub mod statistics;
 mod sweep;
 mod usage;
 

@@ -16,6 +16,8 @@ mod stats;
 mod testing;
 mod volume;
 
+pub use bench::statistics;
+
 use std::process::ExitCode;
 
 use clap::Parser;

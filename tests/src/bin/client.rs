@@ -8,6 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ferrio_client::{Access, Buffer, Queue, QueueOptions, Request, Session, Volume, WaitPolicy};
+use ferrio_tests::hostile::{self, Act};
 
 const BLOCK: u64 = 4096;
 
@@ -43,6 +44,13 @@ enum Command {
         wait: Wait,
         #[arg(long)]
         prio: bool,
+    },
+    /// Says so, and does a hostile thing until it is killed.
+    Hostile { act: Act },
+    /// Says so, and takes a part of a CPU until it is killed.
+    Compute {
+        /// 0 to 1.
+        share: f64,
     },
     /// Opens sessions, says so, does a little with each, and waits for a signal.
     Hold {
@@ -81,8 +89,17 @@ fn main() -> ExitCode {
     }
 }
 
+fn at_work() {
+    println!("at work");
+}
+
 fn run(arguments: &Arguments) -> Outcome<()> {
     match &arguments.command {
+        Command::Hostile { act } => act.run(&arguments.socket, at_work),
+        Command::Compute { share } => {
+            at_work();
+            hostile::compute(*share)
+        }
         Command::Hold { volume, access, sessions } => {
             let access = match access {
                 Mode::Ro => Access::ReadOnly,

@@ -8,15 +8,20 @@ const COVERAGE: f64 = 0.95;
 /// The middle, and how far it goes to both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
+    /// The mean of the two in the middle of an even number.
     pub median: f64,
+    /// Smallest.
     pub min: f64,
+    /// Largest.
     pub max: f64,
 }
 
 /// Where the median of what the samples were drawn from lies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
+    /// One of the samples.
     pub low: f64,
+    /// Another one, or the same.
     pub high: f64,
     /// How probable that is; below 0.95 with fewer than 6 samples.
     pub coverage: f64,
