@@ -6,7 +6,7 @@ use std::process::Command;
 
 use ferrio_client::Access;
 use ferrio_tests::process::{program, wait_until};
-use ferrio_tests::{Daemon, DaemonBuilder, Finished, Process};
+use ferrio_tests::{Daemon, DaemonBuilder, Finished, Footprint, Process};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -161,6 +161,41 @@ fn nothing_is_left_when_it_is_interrupted() {
             daemon.ctl_json(&["session", "list"])["sessions"].as_array().is_some_and(Vec::is_empty)
         });
     }
+}
+
+/// Whether they are still being opened, or stand beside a round.
+#[test]
+fn idle_sessions_go_with_the_bench() {
+    const SESSIONS: usize = 120;
+    let limits = format!("[limits]\nsessions_per_uid_max = {}", SESSIONS + 10);
+    let mut daemon = DaemonBuilder::new().config(&limits).file("data", MIB).start();
+    let pid = daemon.process().pid();
+    let options = format!("--volume data --skip-fill --rounds 100 --runtime 0.1 --idle-sessions {SESSIONS}");
+    let open = || daemon.ctl_json(&["session", "list"])["sessions"].as_array().unwrap().len();
+    // The first list of sessions may leave more in the daemon than it found.
+    open();
+    let before = Footprint::of(pid);
+    let (opening, measuring) = (SESSIONS / 4, SESSIONS + 1);
+    for (signal, code, sessions) in [
+        (Signal::INT, 130, opening),
+        (Signal::INT, 130, measuring),
+        (Signal::TERM, 143, measuring),
+        (Signal::KILL, 137, opening),
+    ] {
+        let bench = bench(&daemon, &options);
+        wait_until("the sessions to be opened", || open() >= sessions);
+        let clients = children(bench.pid());
+        bench.signal(signal);
+        let finished = bench.finish().expect(code);
+        assert_eq!(finished.stdout, "");
+        if signal == Signal::KILL {
+            wait_until("the clients to end", || !clients.iter().any(is_alive));
+        }
+        let left: Vec<_> = clients.iter().filter(|pid| is_alive(pid)).collect();
+        assert!(!clients.is_empty() && left.is_empty(), "{left:?} of {clients:?} outlive it, {signal:?}");
+        wait_until("the sessions to end", || open() == 0);
+    }
+    before.wait_for_return(pid);
 }
 
 #[test]

@@ -36,8 +36,10 @@ pub struct Coordinator {
     plan: Plan,
     screen: Screen,
     seeds: Random,
-    /// All that live now: they are ended even when nobody waits for them any more.
+    /// All that live now, from their start to their end: they are ended even when nobody waits for them any more.
     clients: Vec<Client>,
+    /// So is the one that holds idle sessions.
+    idle: Option<Client>,
     /// The file without a name that has the generations of the blocks.
     table: Option<(File, Verify)>,
     results: Results,
@@ -50,6 +52,7 @@ impl Coordinator {
             screen: Screen::new(),
             seeds: Random::new(seed),
             clients: Vec::new(),
+            idle: None,
             table: None,
             results: Results::default(),
         }
@@ -89,7 +92,7 @@ impl Coordinator {
     /// Ends all clients; what was measured so far.
     pub async fn end(mut self) -> (Plan, Results) {
         self.screen.clear();
-        for client in self.clients.drain(..) {
+        for client in self.clients.drain(..).chain(self.idle.take()) {
             client.kill().await;
         }
         (self.plan, self.results)
@@ -159,7 +162,7 @@ impl Coordinator {
             bytes: self.plan.bytes,
             sweep,
         };
-        self.clients.push(Client::start(&Order::Sweep(order)).await?);
+        self.start(&Order::Sweep(order)).await?;
         loop {
             match self.clients[0].next(Duration::ZERO).await? {
                 Message::Progress(permille) => self.screen.sweep(what, permille),
@@ -173,7 +176,7 @@ impl Coordinator {
     }
 
     async fn ping_pong(&mut self) -> Result<(), Failure> {
-        self.clients.push(Client::start(&Order::PingPong(PING_PONG_MS)).await?);
+        self.start(&Order::PingPong(PING_PONG_MS)).await?;
         let Message::PingPong { round_trip_ns, cpus } = self.clients[0].next(Duration::ZERO).await? else {
             return Err(unexpected());
         };
@@ -182,11 +185,16 @@ impl Coordinator {
         self.finish().await
     }
 
+    async fn start(&mut self, order: &Order) -> Result<(), Failure> {
+        self.clients.push_mut(Client::start()?).tell(order).await
+    }
+
     /// All clients have said what they had to say.
     async fn finish(&mut self) -> Result<(), Failure> {
-        for client in self.clients.drain(..) {
+        for client in &mut self.clients {
             client.finish().await?;
         }
+        self.clients.clear();
         Ok(())
     }
 
@@ -194,18 +202,21 @@ impl Coordinator {
     async fn round_beside(&mut self, sessions: u32) -> Result<Round, Failure> {
         let volume = self.plan.scene.volume.name.clone();
         let order = IdleOrder { socket: self.plan.socket.clone(), volume, sessions };
-        let mut idle = Client::start(&Order::Idle(order)).await?;
+        let idle = self.idle.insert(Client::start()?);
+        idle.tell(&Order::Idle(order)).await?;
         let Message::Ready { .. } = idle.next(IDLE_PATIENCE).await? else { return Err(unexpected()) };
-        // An early end kills it, as it is dropped.
         let round = self.round(None).await?;
-        idle.finish_within(IDLE_PATIENCE).await?;
+        if let Some(idle) = &mut self.idle {
+            idle.finish_within(IDLE_PATIENCE).await?;
+        }
+        self.idle = None;
         Ok(round)
     }
 
     async fn round(&mut self, who: Option<Peer>) -> Result<Round, Failure> {
         for index in 0..self.plan.args.clients {
             let order = self.order(who, index);
-            self.clients.push(Client::start(&Order::Load(order)).await?);
+            self.start(&Order::Load(order)).await?;
         }
         for client in &mut self.clients {
             let Message::Ready { degraded } = client.next(Duration::ZERO).await? else {
