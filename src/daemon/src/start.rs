@@ -132,6 +132,16 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
         journal: config.journal_dir().join(&section.name.value),
         epoch,
     })?;
+    // Nobody can come back for them yet.
+    for dormant in engine.dormant() {
+        let dropped = engine.forget_session(dormant.session_id)?;
+        tracing::warn!(
+            engine = section.name.value,
+            session = dormant.session_id,
+            dropped,
+            "a session of before was dropped"
+        );
+    }
     let info = engine.info();
     tracing::info!(
         "engine {}: {} with {} I/O thread(s), {} requests deep ({}); modes: {}",

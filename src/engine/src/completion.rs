@@ -23,6 +23,7 @@ use crate::{
     bell::Bell,
     clock::Nanos,
     journal::Journal,
+    kill_point,
     request::Request,
     stats::{QueueShared, Shared},
 };
@@ -173,6 +174,7 @@ impl<R: ReapHalf> Reaper<R> {
         self.completions.clear();
         self.reap.reap(&mut self.completions);
         for i in 0..self.completions.len() {
+            kill_point!("after-reap");
             again |= self.complete(self.completions[i]);
         }
         let room = self.finished.capacity() - self.finished.len();
@@ -240,14 +242,20 @@ impl<R: ReapHalf> Reaper<R> {
         let Some(side) = self.queues[slot as usize].as_mut() else {
             unreachable!("queue {slot} was closed with request {record} in flight");
         };
-        self.journal.done(record, result, side.cq.tail());
         let mut flags = 0;
+        if request.is_replayed() {
+            flags = cqe_flags::REPLAYED;
+        }
         if request.overdue(self.now) {
-            flags = cqe_flags::OVERDUE;
+            flags |= cqe_flags::OVERDUE;
             side.shared.waits.overdue.add(1);
             self.shared.waits.overdue.add(1);
         }
+        // The flags that are defined fit into a byte.
+        self.journal.done(record, result, flags as u8, side.cq.tail());
+        kill_point!("after-done");
         side.cq.push(&Cqe { user_data: request.user_data(), result, flags });
+        kill_point!("after-cqe");
         if !side.touched {
             side.touched = true;
             self.touched.push(slot);
@@ -272,7 +280,9 @@ impl<R: ReapHalf> Reaper<R> {
             let Some(side) = self.queues[slot as usize].as_mut() else { continue };
             side.touched = false;
             let outcome = side.cq.publish();
+            kill_point!("after-cq-tail");
             self.journal.set_cq_tail(slot, side.cq.tail());
+            kill_point!("after-answer-line");
             match outcome {
                 Ok(false) => {}
                 Ok(true) => {
@@ -296,7 +306,11 @@ impl<R: ReapHalf> Reaper<R> {
     fn give_back(&mut self) {
         for i in 0..self.finished.len() {
             let (record, tag) = self.finished[i];
-            self.journal.free(record);
+            if !self.shared.requests[record as usize].breaks_chain() {
+                kill_point!("before-free");
+                self.journal.free(record);
+                kill_point!("after-free");
+            }
             self.push_return(Return::Finished { record, tag });
         }
         self.finished.clear();
@@ -366,6 +380,7 @@ mod tests {
             block: 512,
             at: 0,
             timeout_us: 0,
+            linked: false,
         });
         request
     }

@@ -50,7 +50,7 @@ pub struct EngineConfig {
     /// Threads that the volumes share for what the backend cannot do without blocking, 1 to 64; a volume that has none of
     /// them when all are busy gets one of its own.
     pub helpers: u32,
-    /// Journal file, on tmpfs. Created anew.
+    /// Journal file, on tmpfs. What another engine has left there is gone on from: see [`crate::Engine::dormant`].
     pub journal: PathBuf,
     /// Random number of this start of the daemon.
     pub epoch: u64,
@@ -80,6 +80,59 @@ pub enum EngineError {
         bytes: usize,
         /// Cause.
         source: io::Error,
+    },
+    /// The journal is of a newer ferriod.
+    #[error(
+        "engine {engine}: its journal {path} has version {version}, and this ferriod knows version {known}: start the newer \
+         ferriod that wrote it, which goes on with the sessions that it names; or remove the file, and their requests in flight \
+         are not answered"
+    )]
+    JournalVersion {
+        /// Engine.
+        engine: String,
+        /// Journal file.
+        path: PathBuf,
+        /// Its version.
+        version: u64,
+        /// That of this ferriod.
+        known: u64,
+    },
+    /// More is owed than the limits hold.
+    #[error(
+        "engine {engine}: its journal {path} holds {needed} {what} that are waited for, and {key} is {limit}; raise it to {needed} \
+         at least until their clients have come back"
+    )]
+    JournalHolds {
+        /// Engine.
+        engine: String,
+        /// Journal file.
+        path: PathBuf,
+        /// What there are too many of.
+        what: &'static str,
+        /// How many.
+        needed: u64,
+        /// Limit.
+        limit: u32,
+        /// Config key.
+        key: &'static str,
+    },
+    /// A session that the journal does not name, or that was resumed or forgotten.
+    #[error("engine {engine} does not know session {session}: it has ended; open a new one")]
+    NotDormant {
+        /// Engine.
+        engine: String,
+        /// Session id.
+        session: u64,
+    },
+    /// A session that cannot be resumed.
+    #[error("engine {engine} cannot go on with session {session}: {why}; open a new one")]
+    Unfit {
+        /// Engine.
+        engine: String,
+        /// Session id.
+        session: u64,
+        /// Why.
+        why: String,
     },
     /// A thread, an eventfd or an epoll could not be made.
     #[error("engine {engine}: {what}: {source}")]
@@ -187,7 +240,11 @@ impl EngineError {
             Self::Faults { .. } => errno::EOPNOTSUPP,
             Self::Driver { .. } | Self::Limit { .. } => errno::ENOBUFS,
             Self::Stopped(_) => errno::ESHUTDOWN,
-            Self::Journal { .. } | Self::System { .. } => errno::ENOMEM,
+            Self::NotDormant { .. } | Self::Unfit { .. } => errno::ESTALE,
+            Self::Journal { .. }
+            | Self::JournalVersion { .. }
+            | Self::JournalHolds { .. }
+            | Self::System { .. } => errno::ENOMEM,
         }
     }
 }

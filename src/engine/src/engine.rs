@@ -27,9 +27,10 @@ use crate::{
     clock::{self, MICROSECOND, Nanos},
     completion::{self, Reaper},
     config::{EngineConfig, EngineError, Threads},
+    dormant::{DormantSession, Resumed},
     idle::{Idle, Step},
     inject::{self, Command, Injector, IoThread},
-    journal::Journal,
+    journal::renew::{Renewed, renew},
     poller::Poller,
     session::{SessionSpec, VolumeId},
     stats::{self, EngineSnapshot, QueueShared, Shared},
@@ -81,6 +82,8 @@ struct Inner {
     queues: Mutex<Vec<Arc<QueueShared>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     poller_stop: Arc<AtomicBool>,
+    /// Not resumed and not forgotten.
+    dormant: Mutex<Vec<DormantSession>>,
 }
 
 impl fmt::Debug for Engine {
@@ -90,10 +93,11 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Opens the driver, creates the journal and starts the threads.
+    /// Opens the driver, takes the journal over, or creates it, and starts the threads.
     ///
     /// # Errors
-    /// The backend is not available, or the journal or a thread cannot be made.
+    /// The backend is not available, the journal or a thread cannot be made, the journal is of a newer ferriod, or says that more
+    /// is owed than the limits hold.
     pub fn start(config: &EngineConfig) -> Result<Self, EngineError> {
         let driver = |source| EngineError::Driver { engine: config.name.clone(), source };
         let (backend, reason) = select::choose(config.backend).map_err(driver)?;
@@ -127,6 +131,7 @@ impl Engine {
             queues: Mutex::default(),
             threads: Mutex::default(),
             poller_stop: Arc::default(),
+            dormant: Mutex::new(parts.dormant),
         };
         let stop = Arc::clone(&inner.poller_stop);
         let threads = match parts.poller {
@@ -273,19 +278,46 @@ impl Engine {
     /// # Errors
     /// A limit is reached, the spec does not fit its memory, or the engine has stopped.
     pub fn open_session(&self, spec: SessionSpec) -> Result<(), EngineError> {
-        let shared: Vec<Arc<QueueShared>> = spec
-            .queues
-            .iter()
-            .map(|attach| {
-                let layout = spec.layout.queues.get(attach.index as usize);
-                let (sq, cq) = layout.map_or((0, 0), |layout| (layout.sq_entries, layout.cq_entries));
-                Arc::new(QueueShared::new(spec.session_id, attach.index, sq, cq))
-            })
-            .collect();
+        let shared = counters_of(&spec);
         let seen = shared.clone();
         self.ask(|reply| Command::OpenSession { spec: Box::new(spec), shared, reply })?;
         self.queues().extend(seen);
         Ok(())
+    }
+
+    /// Sessions that the journal named when the engine started and that were neither resumed nor forgotten since, in order of
+    /// their ids. They count in the limits of the engine.
+    pub fn dormant(&self) -> Vec<DormantSession> {
+        self.dormant_list().clone()
+    }
+
+    /// Goes on with a dormant session where its journal ends: answers that its client may not have are given once more in the
+    /// same place, what was decided is answered so, the rest is carried out if that can be done twice and answered EOWNERDEAD if
+    /// not. Then requests are taken from its rings. `spec` is as for [`Self::open_session`], with the regions that its client had
+    /// brought; volumes and regions that are not there any more get the usual errno.
+    ///
+    /// # Errors
+    /// The session is not dormant or not fit, the spec does not fit its memory or has other queues than the journal, or the
+    /// engine has stopped. The session stays dormant then.
+    pub fn resume_session(&self, spec: SessionSpec) -> Result<Resumed, EngineError> {
+        let session_id = spec.session_id;
+        let shared = counters_of(&spec);
+        let seen = shared.clone();
+        let resumed = self.ask(|reply| Command::ResumeSession { spec: Box::new(spec), shared, reply })?;
+        self.queues().extend(seen);
+        self.dormant_list().retain(|dormant| dormant.session_id != session_id);
+        Ok(resumed)
+    }
+
+    /// Drops a dormant session: nobody comes for what it is owed. Returns how many requests that were, 0 for a session that is
+    /// not dormant.
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub fn forget_session(&self, session_id: u64) -> Result<u64, EngineError> {
+        let dropped = self.ask(|reply| Command::ForgetSession { session_id, reply })?;
+        self.dormant_list().retain(|dormant| dormant.session_id != session_id);
+        Ok(dropped)
     }
 
     /// Takes no more requests from a session, drops those that are not issued, and calls `done` (on an I/O thread; it must
@@ -318,6 +350,10 @@ impl Engine {
     }
 
     /// Ends the threads. What is in flight is left to the driver, which waits for the kernel before it frees anything.
+    ///
+    /// The journal stays, and with it the sessions that were not closed, for the next engine of this name: it finds them dormant,
+    /// those that were never resumed here as well, with every request that was accepted and not answered. SQEs that were not
+    /// taken stay in the rings. Who wants a session to end with the engine closes it first.
     pub fn stop(&self) {
         let _ = self.inner.injector.send(Command::Stop);
         let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -333,6 +369,10 @@ impl Engine {
 
     fn queues(&self) -> MutexGuard<'_, Vec<Arc<QueueShared>>> {
         self.inner.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dormant_list(&self) -> MutexGuard<'_, Vec<DormantSession>> {
+        self.inner.dormant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ask<T: Send + 'static>(
@@ -375,12 +415,14 @@ pub struct Threaded<D: Driver> {
     pub shared: Arc<Shared>,
     /// Commands.
     pub injector: Injector,
+    /// Sessions that the journal named.
+    pub dormant: Vec<DormantSession>,
     shape: Shape,
     poller: Option<Arc<Bell>>,
 }
 
 impl<D: Driver> Threaded<D> {
-    /// Opens driver and journal.
+    /// Opens the driver and takes the journal over.
     ///
     /// # Errors
     /// As [`Engine::start`].
@@ -399,13 +441,8 @@ impl<D: Driver> Threaded<D> {
         };
         let (submit, reap) = D::open(&driver_config)
             .map_err(|source| EngineError::Driver { engine: config.name.clone(), source })?;
-        let journal = Journal::create(&config.journal, config.queues_max, config.requests_max, config.epoch)
-            .map_err(|source| EngineError::Journal {
-                engine: config.name.clone(),
-                path: config.journal.clone(),
-                bytes: Journal::bytes(config.queues_max, config.requests_max),
-                source,
-            })?;
+        let Renewed { journal, dormant, sequence } = renew(config)?;
+        let listed = dormant.list();
         let shared = Arc::new(Shared::new(config.requests_max));
         let bell = Arc::new(Bell::new().map_err(system("making an eventfd"))?);
         let poller = match shape {
@@ -427,11 +464,22 @@ impl<D: Driver> Threaded<D> {
             budgets: config.budgets,
             depth: config.depth,
             sessions_max: config.sessions_max,
-            queues_max: config.queues_max,
+            dormant,
+            sequence,
         })
         .map_err(system("making an epoll"))?;
-        Ok(Self { submitter, reaper, shared, injector, shape, poller })
+        Ok(Self { submitter, reaper, shared, injector, dormant: listed, shape, poller })
     }
+}
+
+/// Counters of the queues of a session, in the order of its spec.
+fn counters_of(spec: &SessionSpec) -> Vec<Arc<QueueShared>> {
+    let counters = spec.queues.iter().map(|attach| {
+        let layout = spec.layout.queues.get(attach.index as usize);
+        let (sq, cq) = layout.map_or((0, 0), |layout| (layout.sq_entries, layout.cq_entries));
+        Arc::new(QueueShared::new(spec.session_id, attach.index, sq, cq))
+    });
+    counters.collect()
 }
 
 fn shape<D: Driver>(threads: Threads) -> Shape {

@@ -15,6 +15,7 @@ use ferrio_shm::mapping::Region;
 use crate::{
     bell::Bell,
     config::EngineError,
+    dormant::Resumed,
     session::{SessionSpec, VolumeId},
     stats::QueueShared,
 };
@@ -125,6 +126,22 @@ pub enum Command {
         shared: Vec<Arc<QueueShared>>,
         /// Called once it is served.
         reply: Reply<()>,
+    },
+    /// Go on with a session of the daemon before.
+    ResumeSession {
+        /// The session.
+        spec: Box<SessionSpec>,
+        /// Counters, one per queue of the spec, in its order.
+        shared: Vec<Arc<QueueShared>>,
+        /// Called once it is served.
+        reply: Reply<Resumed>,
+    },
+    /// Drop a session of the daemon before.
+    ForgetSession {
+        /// The session.
+        session_id: u64,
+        /// Gets how many requests it was owed.
+        reply: Reply<u64>,
     },
     /// Take no more requests from a session.
     CloseSession {

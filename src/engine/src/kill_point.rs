@@ -79,13 +79,16 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
 pub const fn pass(_label: &str) {}
 
 #[cfg(feature = "kill-points")]
-pub use armed::pass;
+pub use armed::{panic_at, pass};
 
 #[cfg(feature = "kill-points")]
 mod armed {
-    use std::sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+    use std::{
+        cell::Cell,
+        sync::{
+            LazyLock,
+            atomic::{AtomicU64, Ordering::Relaxed},
+        },
     };
 
     use rustix::process::{Signal, getpid, kill_process};
@@ -107,9 +110,24 @@ mod armed {
         Some(Armed { label: label.to_owned(), passes_left: AtomicU64::new(count) })
     });
 
+    thread_local! {
+        static PANIC_AT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Lets this thread panic at the `pass`-th kill point that it comes to, whatever its label, from 1; 0: at none. For tests
+    /// that drive an engine by its turns and go on after its end: what unwinds writes neither to a journal nor to a ring.
+    /// Returns how many were left to go.
+    pub fn panic_at(pass: u64) -> u64 {
+        PANIC_AT.replace(pass)
+    }
+
     /// Kills the process if `FERRIO_KILL_POINT` says so. Called by [`kill_point!`](crate::kill_point!) alone.
     #[inline]
     pub fn pass(label: &str) {
+        if PANIC_AT.get() > 0 {
+            PANIC_AT.set(PANIC_AT.get() - 1);
+            assert!(PANIC_AT.get() > 0, "killed at {label}");
+        }
         if let Some(armed) = &*ARMED
             && armed.label == label
             && armed.passes_left.fetch_sub(1, Relaxed) == 1

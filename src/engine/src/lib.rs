@@ -43,6 +43,7 @@ pub mod poller;
 mod bell;
 pub mod clock;
 pub mod config;
+mod dormant;
 pub mod engine;
 pub mod idle;
 pub mod inject;
@@ -58,6 +59,7 @@ mod vectored;
 mod volumes;
 
 pub use config::{EngineConfig, EngineError, Threads};
+pub use dormant::{DormantSession, Resumed};
 pub use engine::{DrainReport, Engine, EngineInfo};
 pub use inject::IoThread;
 pub use session::{FEATURES, Grant, QueueAttach, SessionSpec, VolumeId};

@@ -36,6 +36,12 @@ mod mark {
     pub const SUCCEEDED: u32 = 1 << 19;
     /// The Submitter takes it through its steps.
     pub const STEPWISE: u32 = 1 << 20;
+    /// The next one of its queue is linked to it.
+    pub const LINKED: u32 = 1 << 21;
+    /// A daemon before had it, and may have issued it.
+    pub const REPLAYED: u32 = 1 << 22;
+    /// A daemon before had it, and it cannot be issued again.
+    pub const OWNER_DEAD: u32 = 1 << 23;
 }
 
 /// One entry.
@@ -71,6 +77,8 @@ pub struct Accepted {
     pub at: Nanos,
     /// Time to be issued in, microseconds; 0 is unbounded.
     pub timeout_us: u32,
+    /// The next one of its queue is linked to it.
+    pub linked: bool,
 }
 
 impl Request {
@@ -84,7 +92,31 @@ impl Request {
         self.done.store(0, Relaxed);
         self.retries.store(0, Relaxed);
         self.timeout_us.store(accepted.timeout_us, Relaxed);
-        self.place.store((Stage::Queued as u32) << 8 | accepted.class as u32, Relaxed);
+        let linked = if accepted.linked { mark::LINKED } else { 0 };
+        self.place.store(linked | (Stage::Queued as u32) << 8 | accepted.class as u32, Relaxed);
+    }
+
+    /// A daemon before had it: it may have been issued. If it can be issued once more, it will be; else it is answered
+    /// EOWNERDEAD.
+    pub fn replay(&self, again: bool) {
+        let mark = if again { mark::REPLAYED } else { mark::OWNER_DEAD };
+        self.place.store(self.place.load(Relaxed) | mark, Relaxed);
+    }
+
+    /// It is issued again after another daemon.
+    pub fn is_replayed(&self) -> bool {
+        self.place.load(Relaxed) & mark::REPLAYED != 0
+    }
+
+    /// A daemon before may have issued it, and it cannot be issued again.
+    pub fn is_owner_dead(&self) -> bool {
+        self.place.load(Relaxed) & mark::OWNER_DEAD != 0
+    }
+
+    /// It was answered with an error, and others are linked to it: its record is freed by the Submitter, after theirs are
+    /// decided.
+    pub fn breaks_chain(&self) -> bool {
+        self.place.load(Relaxed) & (mark::LINKED | mark::SUCCEEDED) == mark::LINKED
     }
 
     /// Moves on; the class stays.

@@ -54,6 +54,9 @@ pub struct SessionSpec {
     pub queues: Vec<QueueAttach>,
     /// The client rings here.
     pub doorbell: DoorbellRx,
+    /// Memory that the client had brought, by the index that SQEs name it by, 1 to 255; of a session that is resumed, for one
+    /// that is opened has none. In ascending order.
+    pub regions: Vec<(u16, Region)>,
     /// By SQE volume index; `None` for a volume of another engine.
     pub grants: Vec<Option<Grant>>,
     /// Features granted, of [`FEATURES`]: bits of [`ferrio_shm::abi::features`]. What needs another one answers

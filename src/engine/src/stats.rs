@@ -156,6 +156,18 @@ pub struct Shared {
     pub sessions_faulted: Counter,
     /// Reaper: doorbells rung.
     pub client_wakes: Counter,
+    /// Submitter: what became of requests that resumed sessions were owed.
+    pub resumed: ResumeCounters,
+}
+
+/// What became of the requests that resumed sessions were owed: see [`crate::Resumed`].
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is documented in Resumed under the same name")]
+pub struct ResumeCounters {
+    pub reposted: Counter,
+    pub decided: Counter,
+    pub replayed: Counter,
+    pub owner_dead: Counter,
 }
 
 impl Shared {
@@ -174,6 +186,7 @@ impl Shared {
             refused: Counter::default(),
             sessions_faulted: Counter::default(),
             client_wakes: Counter::default(),
+            resumed: ResumeCounters::default(),
         }
     }
 }
@@ -302,6 +315,10 @@ pub struct EngineCounters {
     pub refused: u64,
     pub sessions_faulted: u64,
     pub client_wakes: u64,
+    pub reposted: u64,
+    pub decided: u64,
+    pub replayed: u64,
+    pub owner_dead: u64,
 }
 
 /// One look at an engine.
@@ -381,5 +398,9 @@ fn loops(shared: &Shared) -> EngineCounters {
         refused: shared.refused.get(),
         sessions_faulted: shared.sessions_faulted.get(),
         client_wakes: shared.client_wakes.get(),
+        reposted: shared.resumed.reposted.get(),
+        decided: shared.resumed.decided.get(),
+        replayed: shared.resumed.replayed.get(),
+        owner_dead: shared.resumed.owner_dead.get(),
     }
 }

@@ -4,13 +4,14 @@ use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ferrio_driver::{DriverInfo, Segment, SubmitHalf, Tag};
 use ferrio_shm::{
-    abi::{errno, features, limits},
+    abi::{errno, features, limits, sqe_flags},
     entry::Sqe,
     ring::RingFault,
 };
 
 mod chains;
 mod commands;
+mod resume;
 mod schedule;
 mod steps;
 mod volumes;
@@ -22,8 +23,10 @@ use crate::{
     cancel::Index,
     clock::{self, MICROSECOND, Nanos},
     completion::{Post, Return, SubmitterLink},
+    dormant::Dormant,
     inject::Inbox,
     journal::{Journal, Origin},
+    kill_point,
     locks::Locks,
     order::Order,
     queue::{Class, ClassQueues},
@@ -88,6 +91,19 @@ pub struct Submitter<S> {
     chain: Vec<Sqe>,
     /// A queue whose chain waits for records, which the others leave to it.
     saving: Option<Saving>,
+    /// What follows from the acceptance of the SQE or chain that is being taken.
+    effects: Vec<Effect>,
+    /// Sessions of the daemon before.
+    dormant: Dormant,
+}
+
+/// What others see of a request as soon as it is accepted, and not before the journal says so.
+#[derive(Clone, Copy, Debug)]
+enum Effect {
+    /// Its answer: an errno (positive).
+    Refuse(u32, i32),
+    /// What it cancels.
+    Cancel(u32),
 }
 
 /// What a Submitter is put together from.
@@ -103,7 +119,8 @@ pub struct Parts<S> {
     pub(crate) budgets: Budgets,
     pub(crate) depth: u32,
     pub(crate) sessions_max: u32,
-    pub(crate) queues_max: u32,
+    pub(crate) dormant: Dormant,
+    pub(crate) sequence: u64,
 }
 
 impl<S: SubmitHalf> Submitter<S> {
@@ -111,8 +128,9 @@ impl<S: SubmitHalf> Submitter<S> {
     /// No epoll, or no random numbers.
     pub fn new(parts: Parts<S>) -> io::Result<Self> {
         let requests_max = u32::try_from(parts.shared.requests.len()).unwrap_or(u32::MAX);
+        let (dormant, queues_max) = (parts.dormant, parts.journal.cells());
         Ok(Self {
-            sessions: Sessions::new(parts.name, &parts.bell, parts.sessions_max, parts.queues_max)?,
+            sessions: Sessions::new(parts.name, &parts.bell, parts.sessions_max, queues_max, &dormant)?,
             volumes: Volumes::new(requests_max),
             locks: Locks::new(requests_max),
             shares: Shares::new(parts.depth, requests_max),
@@ -126,8 +144,8 @@ impl<S: SubmitHalf> Submitter<S> {
             inbox: parts.inbox,
             classes: ClassQueues::new(requests_max, QUANTUM),
             scheduler: Scheduler::new(parts.budgets),
-            free: (0..requests_max).rev().collect(),
-            sequence: 0,
+            free: (dormant.records()..requests_max).rev().collect(),
+            sequence: parts.sequence,
             first: 0,
             doorbells_seen: 0,
             drained: None,
@@ -139,6 +157,8 @@ impl<S: SubmitHalf> Submitter<S> {
             index: Index::new(requests_max, [seed()?, seed()?]),
             chain: Vec::with_capacity(limits::CHAIN_MAX as usize),
             saving: None,
+            effects: Vec::with_capacity(limits::CHAIN_MAX as usize),
+            dormant,
         })
     }
 
@@ -248,6 +268,7 @@ impl<S: SubmitHalf> Submitter<S> {
         // The SQEs have their records: only now may the client reuse their slots.
         let (queue, _) = self.sessions.queue_and_rights(slot);
         self.journal.set_sq_head(slot, queue.sq.head());
+        kill_point!("after-accept-line");
         queue.sq.publish();
         outcome.map(|()| taken)
     }
@@ -258,8 +279,35 @@ impl<S: SubmitHalf> Submitter<S> {
         queue.credit.reserve()?;
         let sq_index = queue.sq.head();
         let Some(sqe) = queue.sq.take() else { unreachable!("take_from() counted SQEs") };
+        kill_point!("after-copy");
         let _ = self.accept(slot, sq_index, &sqe, now, Ok(None));
+        self.carry_out_effects(slot);
         Ok(1)
+    }
+
+    /// An SQE, or a whole chain, has its records: lets what follows from that happen.
+    #[inline]
+    fn carry_out_effects(&mut self, slot: u32) {
+        if !self.effects.is_empty() {
+            self.carry_out(slot);
+        }
+    }
+
+    #[inline(never)] // out of the way of requests that wait for nobody
+    fn carry_out(&mut self, slot: u32) {
+        // Accepted before anyone can see it: a daemon after this one must not take these SQEs from the ring again.
+        self.journal.set_sq_head(slot, self.sessions.queue(slot).sq.head());
+        kill_point!("after-accept-line");
+        for place in 0..self.effects.len() {
+            match self.effects[place] {
+                Effect::Refuse(record, errno) => self.answer(record, -errno),
+                Effect::Cancel(record) => {
+                    self.cancel(record);
+                    self.start_ready();
+                }
+            }
+        }
+        self.effects.clear();
     }
 
     /// Makes a request of an SQE that has its CQ entry. `chain` is the record of its predecessor in its chain, or the errno
@@ -277,7 +325,9 @@ impl<S: SubmitHalf> Submitter<S> {
         let (queue, rights) = self.sessions.queue_and_rights(slot);
         self.sequence += 1;
         let origin = Origin { session: queue.session_id, cell: slot, sq_index, sequence: self.sequence };
+        kill_point!("before-record");
         self.journal.accept(record, sqe, &origin);
+        kill_point!("after-record");
         let checked = match chain {
             Ok(_) => rights.check(sqe),
             Err(errno) => Err(errno),
@@ -293,6 +343,7 @@ impl<S: SubmitHalf> Submitter<S> {
             block,
             at: now,
             timeout_us,
+            linked: sqe.flags & sqe_flags::LINK != 0,
         });
         for classes in [&self.shared.classes, &queue.shared.classes] {
             classes[class.index()].submitter.accepted.add(1);
@@ -306,7 +357,9 @@ impl<S: SubmitHalf> Submitter<S> {
                 } else {
                     self.shared.refused.add(1);
                 }
-                self.answer(record, -errno);
+                // Settled as one that others may be linked to: see Request::breaks_chain().
+                request.track(false);
+                self.effects.push(Effect::Refuse(record, errno));
                 return Err(errno);
             }
         }
@@ -315,6 +368,8 @@ impl<S: SubmitHalf> Submitter<S> {
 
     /// Answers a request that the driver does not have, and that waits nowhere.
     fn answer(&mut self, record: u32, result: i32) {
+        // Before anything follows from it: a daemon after this one gives the same answer.
+        self.journal.decide(record, result);
         let request = &self.shared.requests[record as usize];
         if !request.was_issued() {
             request.clear_deadline();

@@ -15,6 +15,7 @@ use ferrio_driver::{Pin, RegionIndex, SubmitHalf};
 use ferrio_shm::{
     abi::{SessionState as HeaderState, limits},
     doorbell::{DoorbellRx, Drained},
+    entry::Cqe,
     mapping::{MappedQueue, Region, SessionHeader},
     ring::{CqCredit, CqProducer, RingFault, SqConsumer},
 };
@@ -26,6 +27,7 @@ use crate::{
     clock::Nanos,
     completion::{CqCommand, CqSide, SubmitterLink},
     config::EngineError,
+    dormant::Dormant,
     journal::Journal,
     session::{GrantedRegion, GrantedVolume, Rights, SessionSpec, VolumeId},
     stats::QueueShared,
@@ -84,7 +86,9 @@ pub(crate) struct Ended {
 pub(crate) struct Sessions {
     name: String,
     sessions: Slab<Session>,
-    queues: Slab<Queue>,
+    /// By slot, which is the queue's cell of the journal too.
+    queues: Box<[Option<Queue>]>,
+    free_slots: Vec<u32>,
     by_id: HashMap<u64, usize>,
     polled: Vec<u32>,
     /// Went to sleep with the Submitter, with requests in flight.
@@ -92,27 +96,54 @@ pub(crate) struct Sessions {
     marked: Vec<(u32, RingFault)>,
     epoll: OwnedFd,
     sessions_max: u32,
-    queues_max: u32,
+    /// Sessions of the daemon before that may come back.
+    dormant: usize,
     outstanding: u64,
     closing: u32,
 }
 
+/// A session that is to be taken in.
+pub(crate) struct Opening {
+    pub(crate) spec: SessionSpec,
+    /// Counters, one per queue of the spec, in its order.
+    pub(crate) shared: Vec<Arc<QueueShared>>,
+    /// Where they go on, in the same order, if a daemon before had the session.
+    pub(crate) resume: Option<Vec<Resume>>,
+}
+
+/// Where a queue of a resumed session goes on.
+pub(crate) struct Resume {
+    pub(crate) slot: u32,
+    pub(crate) sq_head: u32,
+    pub(crate) cq_tail: u32,
+    pub(crate) refuses_chain: bool,
+    /// CQEs from `cq_tail` on that its client may not have seen.
+    pub(crate) cqes: Vec<Cqe>,
+}
+
 impl Sessions {
-    /// `bell` is the Submitter's: it wakes the epoll too.
-    pub fn new(name: String, bell: &Bell, sessions_max: u32, queues_max: u32) -> io::Result<Self> {
+    /// `bell` is the Submitter's: it wakes the epoll too. What is `dormant` has its slots already.
+    pub fn new(
+        name: String,
+        bell: &Bell,
+        sessions_max: u32,
+        queues_max: u32,
+        dormant: &Dormant,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, bell.as_fd(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
         Ok(Self {
             name,
             sessions: Slab::new(),
-            queues: Slab::new(),
+            queues: std::iter::repeat_with(|| None).take(queues_max as usize).collect(),
+            free_slots: (dormant.cells()..queues_max).rev().collect(),
             by_id: HashMap::new(),
             polled: Vec::with_capacity(queues_max as usize),
             interrupted: Vec::with_capacity(INTERRUPTED_MAX),
             marked: Vec::with_capacity(16),
             epoll,
             sessions_max,
-            queues_max,
+            dormant: dormant.sessions(),
             outstanding: 0,
             closing: 0,
         })
@@ -125,7 +156,7 @@ impl Sessions {
 
     /// How many queues there are.
     pub fn queues(&self) -> usize {
-        self.queues.len()
+        self.queues.len() - self.free_slots.len()
     }
 
     /// Name of the engine.
@@ -145,12 +176,12 @@ impl Sessions {
         &mut self,
         driver: &mut impl SubmitHalf,
         volumes: &Volumes,
-        spec: SessionSpec,
-        shared: Vec<Arc<QueueShared>>,
+        opening: Opening,
         journal: &Journal,
         link: &SubmitterLink,
     ) -> Result<Vec<u32>, EngineError> {
-        self.check_limits(&spec)?;
+        let Opening { spec, shared, resume } = opening;
+        self.check_limits(&spec, resume.is_some())?;
         let bad = |what| EngineError::Spec { session: spec.session_id, what };
         let mut ends = Vec::with_capacity(spec.queues.len());
         for attach in &spec.queues {
@@ -166,17 +197,31 @@ impl Sessions {
         let entry = self.sessions.vacant_entry();
         let key = entry.key();
         let data = epoll::EventData::new_u64(key as u64);
-        epoll::add(&self.epoll, spec.doorbell.as_fd(), data, epoll::EventFlags::IN).map_err(|errno| {
-            EngineError::System {
-                engine: self.name.clone(),
-                what: "watching a doorbell",
-                source: errno.into(),
-            }
-        })?;
+        if let Err(errno) = epoll::add(&self.epoll, spec.doorbell.as_fd(), data, epoll::EventFlags::IN) {
+            unregister_all(driver, spec.session_id, &rights.regions);
+            let (engine, what) = (self.name.clone(), "watching a doorbell");
+            return Err(EngineError::System { engine, what, source: errno.into() });
+        }
+        let resumed = resume.is_some();
+        let mut resume = resume.into_iter().flatten();
         let mut slots = Vec::with_capacity(ends.len());
         for ((memory, attach), shared) in ends.into_iter().zip(spec.queues).zip(shared) {
-            let cq = CqProducer::new(memory.clone());
-            let credit = CqCredit::new(memory.clone(), &cq);
+            let Some(Resume { slot, sq_head, cq_tail, refuses_chain, cqes }) =
+                resume.next().or_else(|| self.free_slots.pop().map(Resume::fresh))
+            else {
+                unreachable!("check_limits() counted slots")
+            };
+            let cq = CqProducer::repost(memory.clone(), cq_tail, &cqes);
+            let credit = CqCredit::resume(memory.clone(), &cq, sq_head);
+            if !cqes.is_empty() {
+                // It may sleep. A closed doorbell means that it is gone; its session ends by the lease.
+                let _ = attach.cq_doorbell.ring();
+            }
+            if resumed {
+                journal.set_cq_tail(slot, cq.tail());
+            } else {
+                journal.open_cell(slot, spec.session_id, attach.index, sq_head, cq_tail);
+            }
             let side = CqSide {
                 cq,
                 doorbell: attach.cq_doorbell,
@@ -184,20 +229,19 @@ impl Sessions {
                 touched: false,
                 faulted: false,
             };
-            let slot = self.queues.insert(Queue {
+            shared.slot.store(slot, Relaxed);
+            self.queues[slot as usize] = Some(Queue {
                 session_id: spec.session_id,
-                sq: SqConsumer::new(memory),
+                sq: SqConsumer::resume(memory, sq_head),
                 credit,
                 shared,
                 busy_at: 0,
                 waits_for_records: false,
-                refuses_chain: false,
+                refuses_chain,
                 session: key,
                 polled: true, // until it is found idle
-            }) as u32;
+            });
             self.polled.push(slot);
-            self.queues[slot as usize].shared.slot.store(slot, Relaxed);
-            journal.open_cell(slot, spec.session_id, attach.index);
             link.command(CqCommand::Open(slot, Box::new(side)));
             slots.push(slot);
         }
@@ -213,19 +257,29 @@ impl Sessions {
             closing: None,
         });
         self.by_id.insert(spec.session_id, key);
+        self.dormant -= usize::from(resumed);
         Ok(slots)
     }
 
-    fn check_limits(&self, spec: &SessionSpec) -> Result<(), EngineError> {
-        let limit = |what, limit, key| EngineError::Limit { engine: self.name.clone(), what, limit, key };
-        if self.sessions.len() >= self.sessions_max as usize {
-            return Err(limit("session", self.sessions_max, "limits.sessions_max"));
-        }
-        if self.queues.len() + spec.queues.len() > self.queues_max as usize {
-            return Err(limit("queue", self.queues_max, "limits.queues_max"));
-        }
+    /// A dormant session was dropped: its slots are free.
+    pub fn forget(&mut self, slots: impl Iterator<Item = u32>) {
+        self.dormant -= 1;
+        self.free_slots.extend(slots);
+    }
+
+    fn check_limits(&self, spec: &SessionSpec, resumed: bool) -> Result<(), EngineError> {
         if self.by_id.contains_key(&spec.session_id) {
             return Err(EngineError::Spec { session: spec.session_id, what: "session id is in use" });
+        }
+        if resumed {
+            return Ok(()); // It has its places.
+        }
+        let limit = |what, limit, key| EngineError::Limit { engine: self.name.clone(), what, limit, key };
+        if self.sessions.len() + self.dormant >= self.sessions_max as usize {
+            return Err(limit("session", self.sessions_max, "limits.sessions_max"));
+        }
+        if spec.queues.len() > self.free_slots.len() {
+            return Err(limit("queue", self.queues.len() as u32, "limits.queues_max"));
         }
         Ok(())
     }
@@ -257,6 +311,13 @@ impl Sessions {
                 .map_err(|source| EngineError::Driver { engine: self.name.clone(), source })?;
             regions.push(Some(GrantedRegion { index, bytes, memory: Some(memory) }));
         }
+        for (index, region) in &spec.regions {
+            let added = add_region(&self.name, driver, spec.session_id, &mut regions, *index, region.clone());
+            if let Err(error) = added {
+                unregister_all(driver, spec.session_id, &regions);
+                return Err(error);
+            }
+        }
         Ok(Rights::new(spec.features, volumes, regions))
     }
 
@@ -275,23 +336,7 @@ impl Sessions {
         region: Region,
     ) -> Result<(), EngineError> {
         let name = self.name.clone();
-        let regions = self.regions_of(session_id)?;
-        if index == 0 || u32::from(index) >= limits::REGIONS_MAX {
-            return Err(EngineError::RegionIndex { session: session_id, index });
-        }
-        let place = usize::from(index);
-        if regions.get(place).is_some_and(Option::is_some) {
-            return Err(EngineError::RegionInUse { session: session_id, index });
-        }
-        let (bytes, memory) = (region.len(), region.clone());
-        let index = driver
-            .register_region(region, Pin::Yes)
-            .map_err(|source| EngineError::Driver { engine: name, source })?;
-        if regions.len() <= place {
-            regions.resize(place + 1, None);
-        }
-        regions[place] = Some(GrantedRegion { index, bytes, memory: Some(memory) });
-        Ok(())
+        add_region(&name, driver, session_id, self.regions_of(session_id)?, index, region)
     }
 
     /// Takes memory away from a session, unless the driver may still use it.
@@ -339,48 +384,49 @@ impl Sessions {
 
     /// A queue, and what its session may name.
     pub fn queue_and_rights(&mut self, slot: u32) -> (&mut Queue, &Rights) {
-        let queue = &mut self.queues[slot as usize];
+        let queue = open_mut(&mut self.queues, slot);
         let rights = &self.sessions[queue.session].rights;
         (queue, rights)
     }
 
     /// A queue.
     pub fn queue(&self, slot: u32) -> &Queue {
-        &self.queues[slot as usize]
+        open(&self.queues, slot)
     }
 
     /// What its session may name.
     pub fn rights(&self, slot: u32) -> &Rights {
-        &self.sessions[self.queues[slot as usize].session].rights
+        &self.sessions[open(&self.queues, slot).session].rights
     }
 
     /// Records in use by the session of a queue, and whether one of its queues has, or had, a chain that waited for some.
     pub fn held(&self, slot: u32) -> (u32, bool) {
-        let session = &self.sessions[self.queues[slot as usize].session];
+        let session = &self.sessions[open(&self.queues, slot).session];
         (session.outstanding, session.chain_waits.is_some())
     }
 
     /// A queue has a chain without records for it.
     pub fn wait_for_chain(&mut self, slot: u32) {
-        let queue = &mut self.queues[slot as usize];
+        let queue = open_mut(&mut self.queues, slot);
         queue.waits_for_records = true;
         self.sessions[queue.session].chain_waits = Some(slot);
     }
 
     /// Another queue of its session has a chain that waits for records.
     pub fn yields_to_chain(&self, slot: u32) -> bool {
-        let waits = self.sessions[self.queues[slot as usize].session].chain_waits;
+        let waits = self.sessions[open(&self.queues, slot).session].chain_waits;
         waits.is_some_and(|waiting| waiting != slot && self.waits_for_records(waiting))
     }
 
     /// There is such a queue, and it is looked at for the records that it waits for.
     pub fn waits_for_records(&self, slot: u32) -> bool {
-        self.queues.get(slot as usize).is_some_and(|queue| queue.polled && queue.waits_for_records)
+        let queue = self.queues.get(slot as usize).and_then(Option::as_ref);
+        queue.is_some_and(|queue| queue.polled && queue.waits_for_records)
     }
 
     /// Requests were taken from a queue.
     pub fn accepted(&mut self, slot: u32, requests: u32) {
-        self.sessions[self.queues[slot as usize].session].outstanding += requests;
+        self.sessions[open(&self.queues, slot).session].outstanding += requests;
         self.outstanding += u64::from(requests);
     }
 
@@ -421,7 +467,7 @@ impl Sessions {
     }
 
     fn poll(&mut self, slot: u32, now: Nanos) {
-        let queue = &mut self.queues[slot as usize];
+        let queue = open_mut(&mut self.queues, slot);
         if !queue.polled {
             queue.sq.wake();
             queue.polled = true;
@@ -435,7 +481,7 @@ impl Sessions {
         let mut position = 0;
         while position < self.polled.len() {
             let slot = self.polled[position];
-            let queue = &mut self.queues[slot as usize];
+            let queue = open_mut(&mut self.queues, slot);
             if queue.busy_at >= before || queue.waits_for_records {
                 position += 1;
                 continue;
@@ -457,7 +503,7 @@ impl Sessions {
         let mut position = 0;
         while position < self.polled.len() {
             let slot = self.polled[position];
-            let queue = &mut self.queues[slot as usize];
+            let queue = open_mut(&mut self.queues, slot);
             if queue.waits_for_records {
                 // Records come back as returns, which wake the Submitter.
                 position += 1;
@@ -466,7 +512,7 @@ impl Sessions {
             match queue.sq.prepare_sleep() {
                 Ok(true) => {
                     self.unpoll(position);
-                    let answers_come = self.sessions[self.queues[slot as usize].session].outstanding > 0;
+                    let answers_come = self.sessions[open(&self.queues, slot).session].outstanding > 0;
                     if answers_come && self.interrupted.len() < INTERRUPTED_MAX {
                         self.interrupted.push(slot);
                     }
@@ -496,14 +542,15 @@ impl Sessions {
 
     fn unpoll(&mut self, position: usize) {
         let slot = self.polled.swap_remove(position);
-        self.queues[slot as usize].polled = false;
+        open_mut(&mut self.queues, slot).polled = false;
     }
 
     fn unpoll_session(&mut self, key: usize) {
         let queues = &mut self.queues;
         self.polled.retain(|slot| {
-            let keep = queues[*slot as usize].session != key;
-            queues[*slot as usize].polled = keep;
+            let queue = open_mut(queues, *slot);
+            let keep = queue.session != key;
+            queue.polled = keep;
             keep
         });
     }
@@ -518,7 +565,7 @@ impl Sessions {
     /// Stops taking from the next session with a broken ring. Its accepted requests are answered as usual.
     pub fn fault_next(&mut self) -> Option<Fault> {
         while let Some((slot, fault)) = self.marked.pop() {
-            let queue = &self.queues[slot as usize];
+            let queue = open(&self.queues, slot);
             let (key, index) = (queue.session, queue.shared.queue);
             let session = &mut self.sessions[key];
             let Some(on_fault) = session.on_fault.take() else { continue };
@@ -556,13 +603,13 @@ impl Sessions {
 
     /// The session of this queue is closing.
     pub fn is_closing(&self, slot: u32) -> bool {
-        self.sessions[self.queues[slot as usize].session].closing.is_some()
+        self.sessions[open(&self.queues, slot).session].closing.is_some()
     }
 
     /// A record of this queue is free again. The session, if that was the last thing it waited for.
     pub fn settle(&mut self, slot: u32) -> Option<Ended> {
         self.outstanding -= 1;
-        let key = self.queues[slot as usize].session;
+        let key = open(&self.queues, slot).session;
         self.sessions[key].outstanding -= 1;
         self.ended(key)
     }
@@ -585,14 +632,65 @@ impl Sessions {
         self.closing -= 1;
         self.marked.retain(|(slot, _)| !ended.slots.contains(slot));
         for slot in &ended.slots {
-            let queue = self.queues.remove(*slot as usize);
-            queue.shared.slot.store(u32::MAX, Relaxed);
+            if let Some(queue) = self.queues[*slot as usize].take() {
+                queue.shared.slot.store(u32::MAX, Relaxed);
+                self.free_slots.push(*slot);
+            }
         }
-        for region in session.rights.regions.iter().flatten() {
-            unregister(driver, session.id, region.index);
-        }
+        unregister_all(driver, session.id, &session.rights.regions);
         let done = session.closing.unwrap_or_else(|| Box::new(|| ()));
         link.command(CqCommand::Close(ended.slots, done));
+    }
+}
+
+impl Resume {
+    /// A queue that begins.
+    fn fresh(slot: u32) -> Self {
+        Self { slot, sq_head: 0, cq_tail: 0, refuses_chain: false, cqes: Vec::new() }
+    }
+}
+
+#[inline]
+fn open(queues: &[Option<Queue>], slot: u32) -> &Queue {
+    let Some(queue) = &queues[slot as usize] else { unreachable!("queue {slot} is open") };
+    queue
+}
+
+#[inline]
+fn open_mut(queues: &mut [Option<Queue>], slot: u32) -> &mut Queue {
+    let Some(queue) = &mut queues[slot as usize] else { unreachable!("queue {slot} is open") };
+    queue
+}
+
+fn add_region(
+    engine: &str,
+    driver: &mut impl SubmitHalf,
+    session: u64,
+    regions: &mut Vec<Option<GrantedRegion>>,
+    index: u16,
+    region: Region,
+) -> Result<(), EngineError> {
+    if index == 0 || u32::from(index) >= limits::REGIONS_MAX {
+        return Err(EngineError::RegionIndex { session, index });
+    }
+    let place = usize::from(index);
+    if regions.get(place).is_some_and(Option::is_some) {
+        return Err(EngineError::RegionInUse { session, index });
+    }
+    let (bytes, memory) = (region.len(), region.clone());
+    let index = driver
+        .register_region(region, Pin::Yes)
+        .map_err(|source| EngineError::Driver { engine: engine.to_owned(), source })?;
+    if regions.len() <= place {
+        regions.resize(place + 1, None);
+    }
+    regions[place] = Some(GrantedRegion { index, bytes, memory: Some(memory) });
+    Ok(())
+}
+
+fn unregister_all(driver: &mut impl SubmitHalf, session: u64, regions: &[Option<GrantedRegion>]) {
+    for region in regions.iter().flatten() {
+        unregister(driver, session, region.index);
     }
 }
 

@@ -123,6 +123,7 @@ impl Sessions {
                 layout: session.plan.layout.clone(),
                 queues: queues.collect(),
                 doorbell,
+                regions: Vec::new(),
                 grants: grants.collect(),
                 features: session.plan.features,
                 on_fault: Box::new(move |reason| {

@@ -13,7 +13,7 @@ use ferrio_shm::{
 };
 
 use super::{Submitter, fair_share};
-use crate::clock::Nanos;
+use crate::{clock::Nanos, kill_point};
 
 /// A chain that records are saved for.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +54,12 @@ impl<S: SubmitHalf> Submitter<S> {
         let (queue, _) = self.sessions.queue_and_rights(slot);
         let Some(sqe) = queue.sq.peek(0) else { unreachable!("take_from() counted SQEs") };
         let linked = sqe.flags & sqe_flags::LINK != 0;
+        kill_point!("after-copy");
         if queue.refuses_chain {
             queue.refuses_chain = linked;
+            if linked {
+                self.journal.refuse_chain(slot, queue.sq.head().wrapping_add(1));
+            }
             return self.admit_copy(slot, &sqe, now, Err(errno::EINVAL));
         }
         if !linked {
@@ -85,6 +89,7 @@ impl<S: SubmitHalf> Submitter<S> {
                 _ => {
                     // Too long, or not visible at once.
                     queue.refuses_chain = true;
+                    self.journal.refuse_chain(slot, queue.sq.head().wrapping_add(1));
                     return self.admit_copy(slot, &first, now, Err(errno::EINVAL));
                 }
             }
@@ -99,6 +104,7 @@ impl<S: SubmitHalf> Submitter<S> {
             let record = self.accept_copy(slot, sqe, now, link);
             link = record.map(Some).map_err(|_| errno::ECANCELED);
         }
+        self.carry_out_effects(slot);
         Ok(length)
     }
 
@@ -112,6 +118,7 @@ impl<S: SubmitHalf> Submitter<S> {
     ) -> Result<u32, RingFault> {
         self.sessions.queue_and_rights(slot).0.credit.reserve()?;
         let _ = self.accept_copy(slot, sqe, now, chain);
+        self.carry_out_effects(slot);
         Ok(1)
     }
 

@@ -8,6 +8,7 @@ use crate::{
     config::EngineError,
     inject::{Command, IoThread},
     session::VolumeId,
+    table::Opening,
 };
 
 impl<S: SubmitHalf> Submitter<S> {
@@ -43,19 +44,14 @@ impl<S: SubmitHalf> Submitter<S> {
                     let opened = self.sessions.open(
                         &mut self.driver,
                         &self.volumes,
-                        *spec,
-                        shared,
+                        Opening { spec: *spec, shared, resume: None },
                         &self.journal,
                         &self.link,
                     );
-                    if let Ok(slots) = &opened {
-                        slots.iter().for_each(|slot| self.classes.add_queue(*slot));
-                        if granted & features::ORDER != 0 {
-                            slots.iter().for_each(|slot| self.order.add_queue(*slot, volumes));
-                        }
-                    }
-                    reply(opened.map(|_| ()));
+                    reply(opened.map(|slots| self.add_queues(&slots, granted, volumes)));
                 }
+                Command::ResumeSession { spec, shared, reply } => reply(self.resume_session(*spec, shared)),
+                Command::ForgetSession { session_id, reply } => reply(Ok(self.forget_session(session_id))),
                 Command::CloseSession { session_id, done } => self.close_session(session_id, done),
                 Command::Drain { done } => {
                     self.end_faults();
@@ -68,6 +64,14 @@ impl<S: SubmitHalf> Submitter<S> {
             }
         }
         taken
+    }
+
+    /// The queues of a session were opened.
+    pub(super) fn add_queues(&mut self, slots: &[u32], granted: u64, volumes: usize) {
+        slots.iter().for_each(|slot| self.classes.add_queue(*slot));
+        if granted & features::ORDER != 0 {
+            slots.iter().for_each(|slot| self.order.add_queue(*slot, volumes));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use ferrio_driver::SubmitHalf;
 
 use super::{Submitter, steps::Step};
-use crate::clock::Nanos;
+use crate::{clock::Nanos, kill_point};
 
 impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn schedule(&mut self, now: Nanos) -> u32 {
@@ -49,7 +49,9 @@ impl<S: SubmitHalf> Submitter<S> {
             submitted += 1;
         }
         if self.driver.staged() > 0 {
+            kill_point!("before-submit");
             self.commit();
+            kill_point!("after-submit");
         }
         submitted
     }

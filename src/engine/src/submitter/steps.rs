@@ -168,6 +168,9 @@ impl<S: SubmitHalf> Submitter<S> {
         mut op: Op,
     ) -> Result<Step, i32> {
         let request = &self.shared.requests[record as usize];
+        if request.is_owner_dead() {
+            return Err(errno::EOWNERDEAD);
+        }
         request.set_stepwise();
         let done = request.done();
         let range = sqe.offset..sqe.offset + sqe.length;

@@ -12,10 +12,11 @@ use ferrio_shm::{
     entry::Sqe,
 };
 
-use super::{SLEEP_MAX, Submitter};
+use super::{Effect, SLEEP_MAX, Submitter};
 use crate::{
     cancel::Found,
     clock::Nanos,
+    kill_point,
     order::Standing,
     request::Stage,
     session::has_volume,
@@ -40,8 +41,7 @@ impl<S: SubmitHalf> Submitter<S> {
             self.order.admit(record, &Standing { queue, volume, barrier, after })
         };
         if free && op == Opcode::Cancel {
-            self.cancel(record);
-            return self.start_ready();
+            return self.effects.push(Effect::Cancel(record));
         }
         if cancel {
             self.index.insert(record, queue, sqe.user_data);
@@ -66,6 +66,12 @@ impl<S: SubmitHalf> Submitter<S> {
             self.count_held(self.shared.requests[record as usize].queue());
             self.answer(record, -errno::ECANCELED);
         }
+        if self.shared.requests[record as usize].breaks_chain() {
+            // Those behind it are decided: see `journal`.
+            kill_point!("before-free");
+            self.journal.free(record);
+            kill_point!("after-free");
+        }
     }
 
     /// Starts what nothing holds back any more.
@@ -85,7 +91,10 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     /// Carries a cancel out.
-    fn cancel(&mut self, record: u32) {
+    pub(super) fn cancel(&mut self, record: u32) {
+        if self.shared.requests[record as usize].is_owner_dead() {
+            return self.answer(record, -errno::EOWNERDEAD);
+        }
         // Not to be found by itself.
         self.index.remove(record);
         let queue = self.shared.requests[record as usize].queue();

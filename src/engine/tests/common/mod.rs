@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use std::{
 
 use ferrio_driver::{Driver, OpenOptions, Target, select::BackendChoice};
 use ferrio_engine::{
-    EngineConfig, EngineError, Grant, QueueAttach, SessionSpec, Threads, VolumeId,
+    EngineConfig, EngineError, Grant, QueueAttach, Resumed, SessionSpec, Threads, VolumeId,
     clock::{self, Nanos},
     engine::Threaded,
     inject::{Command, Reply},
@@ -63,11 +63,13 @@ pub struct Rig<D: Driver> {
     /// Sleeps when there is nothing to do, as the thread would.
     pub sleeps: bool,
     next_session: u64,
+    config: EngineConfig,
 }
 
 /// Client side of one queue of one session.
 pub struct Client {
     pub id: u64,
+    pub memfd: OwnedFd,
     pub memory: Arc<Mapping>,
     pub layout: SessionLayout,
     pub sq: SqProducer<MappedQueue>,
@@ -112,7 +114,17 @@ impl<D: Driver> Rig<D> {
             features: 0,
             sleeps: false,
             next_session: 1,
+            config,
         }
+    }
+
+    /// The engine ends where it stands, and another one, of another configuration perhaps, takes its journal over.
+    pub fn restart(self, change: impl FnOnce(&mut EngineConfig)) -> Result<Self, EngineError> {
+        let Self { parts, dir, clock, features, sleeps, next_session, mut config, .. } = self;
+        drop(parts);
+        change(&mut config);
+        let parts = Threaded::<D>::new(&config)?;
+        Ok(Self { parts, dir, queues: Vec::new(), clock, features, sleeps, next_session, config })
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -150,31 +162,19 @@ impl<D: Driver> Rig<D> {
         let daemon = Arc::new(Mapping::new(memfd.as_fd(), bytes).unwrap());
         let memory = Arc::new(Mapping::new(memfd.as_fd(), bytes).unwrap());
         let id = self.next_session;
-        self.next_session += 1;
         SessionHeader::new(Arc::clone(&daemon)).unwrap().init(id, 1, &layout);
-        let (to_daemon, doorbell_rx) = doorbell_to_daemon().unwrap();
-        let (cq_doorbell, from_daemon) = doorbell_to_client().unwrap();
         let fault = Arc::new(Mutex::new(None));
-        let seen = Arc::clone(&fault);
-        let spec = SessionSpec {
-            session_id: id,
-            memory: daemon,
-            layout: layout.clone(),
-            queues: vec![QueueAttach { index: 0, cq_doorbell }],
-            doorbell: doorbell_rx,
-            grants: volumes.iter().map(|volume| Some(Grant { volume: *volume, writable: true })).collect(),
-            features: self.features,
-            on_fault: Box::new(move |reason| *seen.lock().unwrap() = Some(reason)),
-        };
-        let shared = Arc::new(QueueShared::new(id, 0, entries, entries));
-        self.queues.push(Arc::clone(&shared));
+        let (spec, to_daemon, from_daemon) = self.spec(id, daemon, &layout, volumes, &fault);
+        let shared = vec![self.counters(&spec)];
         let (sender, receiver) = mpsc::channel();
         let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
-        self.command(Command::OpenSession { spec: Box::new(spec), shared: vec![shared], reply });
+        self.command(Command::OpenSession { spec: Box::new(spec), shared, reply });
         receiver.try_recv().unwrap()?;
+        self.next_session += 1;
         let queue = MappedQueue::new(Arc::clone(&memory), &layout.queues[0]).unwrap();
         Ok(Client {
             id,
+            memfd,
             sq: SqProducer::new(queue.clone()),
             cq: CqConsumer::new(queue),
             memory,
@@ -183,6 +183,55 @@ impl<D: Driver> Rig<D> {
             from_daemon,
             fault,
         })
+    }
+
+    /// The session of a client whose engine has ended goes on.
+    pub fn resume(&mut self, client: &mut Client, volumes: &[VolumeId]) -> Result<Resumed, EngineError> {
+        let daemon = Arc::new(Mapping::new(client.memfd.as_fd(), client.memory.len()).unwrap());
+        let (spec, to_daemon, from_daemon) =
+            self.spec(client.id, daemon, &client.layout, volumes, &client.fault);
+        let shared = vec![self.counters(&spec)];
+        let (sender, receiver) = mpsc::channel();
+        let reply = Box::new(move |outcome| sender.send(outcome).unwrap());
+        assert!(
+            self.parts.injector.send(Command::ResumeSession { spec: Box::new(spec), shared, reply }).is_ok()
+        );
+        self.parts.submitter.turn((self.clock)());
+        let resumed = receiver.try_recv().unwrap()?;
+        (client.to_daemon, client.from_daemon) = (Some(to_daemon), from_daemon);
+        Ok(resumed)
+    }
+
+    fn spec(
+        &self,
+        session_id: u64,
+        memory: Arc<Mapping>,
+        layout: &SessionLayout,
+        volumes: &[VolumeId],
+        fault: &Arc<Mutex<Option<String>>>,
+    ) -> (SessionSpec, DoorbellTx, DoorbellRx) {
+        let (to_daemon, doorbell) = doorbell_to_daemon().unwrap();
+        let (cq_doorbell, from_daemon) = doorbell_to_client().unwrap();
+        let seen = Arc::clone(fault);
+        let spec = SessionSpec {
+            session_id,
+            memory,
+            layout: layout.clone(),
+            queues: vec![QueueAttach { index: 0, cq_doorbell }],
+            doorbell,
+            regions: Vec::new(),
+            grants: volumes.iter().map(|volume| Some(Grant { volume: *volume, writable: true })).collect(),
+            features: self.features,
+            on_fault: Box::new(move |reason| *seen.lock().unwrap() = Some(reason)),
+        };
+        (spec, to_daemon, from_daemon)
+    }
+
+    fn counters(&mut self, spec: &SessionSpec) -> Arc<QueueShared> {
+        let layout = &spec.layout.queues[0];
+        let shared = Arc::new(QueueShared::new(spec.session_id, 0, layout.sq_entries, layout.cq_entries));
+        self.queues.push(Arc::clone(&shared));
+        shared
     }
 
     pub fn command(&mut self, command: Command) {

@@ -195,14 +195,22 @@ impl<M: QueueMemory> CqProducer<M> {
         }
     }
 
+    /// As [`CqProducer::resume`], where the client may not have seen the CQEs from `tail` on: they are written once more before
+    /// it can see them, to where they stood. The client is to look at its CQ.
+    pub fn repost(memory: M, tail: u32, cqes: &[Cqe]) -> CqProducer<M> {
+        let mut end = tail;
+        for cqe in cqes {
+            write(&memory, end, cqe);
+            end = end.wrapping_add(1);
+        }
+        CqProducer::resume(memory, end)
+    }
+
     /// Stages a CQE in an entry that [`CqCredit`] reserved and returns its index. The client sees it after
     /// [`CqProducer::publish`].
     pub fn push(&mut self, cqe: &Cqe) -> u32 {
         let index = self.tail;
-        let slot = self.memory.cqe(index);
-        let [first, second] = cqe.to_words();
-        slot[0].store(first, Ordering::Relaxed);
-        slot[1].store(second, Ordering::Relaxed);
+        write(&self.memory, index, cqe);
         self.tail = index.wrapping_add(1);
         index
     }
@@ -228,6 +236,13 @@ impl<M: QueueMemory> CqProducer<M> {
     pub fn tail(&self) -> u32 {
         self.tail
     }
+}
+
+fn write<M: QueueMemory>(memory: &M, index: u32, cqe: &Cqe) {
+    let slot = memory.cqe(index);
+    let [first, second] = cqe.to_words();
+    slot[0].store(first, Ordering::Relaxed);
+    slot[1].store(second, Ordering::Relaxed);
 }
 
 /// Whether cq_head moved forward from `released`, to `tail` at most.
