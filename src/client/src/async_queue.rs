@@ -2,8 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +18,8 @@ use tokio::task::JoinHandle;
 use crate::blocking::{buffer_of, iovec_of};
 use crate::chain::{ChainFailure, outcome};
 use crate::completion::{Cancelled, Completion, Ticket};
-use crate::error::{Error, IoFailure, SubmitError};
+use crate::error::{Error, IoFailure, Reason, SessionEnd, SubmitError};
+use crate::lease::Listened;
 use crate::session::Inner;
 use crate::waiters::Waiters;
 use crate::{Buffer, IoVec, Queue, QueueStats, Request, Volume};
@@ -89,7 +89,7 @@ impl Queue {
         }
         let handle = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let failed = Error::io("watch the session's descriptors");
-        let (doorbell, lease) = watch(&self, &inner).map_err(failed)?;
+        let watched = Watched::new(&self).map_err(failed)?;
         let places = self.sq_entries();
         let state =
             State { queue: self, waiters: Waiters::new(places), wakers: Vec::with_capacity(places as usize) };
@@ -101,19 +101,32 @@ impl Queue {
             closing: AtomicBool::new(false),
             close: Notify::new(),
         });
-        let reaper = handle.spawn(reap(Reaper(Arc::clone(&shared)), doorbell, lease));
+        let reaper = handle.spawn(reap(Reaper(Arc::clone(&shared)), watched));
         let owners = Owners { shared: Arc::clone(&shared), reaper: Some(reaper) };
         Ok(AsyncQueue { owners: Arc::new(owners), shared })
     }
 }
 
-/// Registers both descriptors with tokio. `AsyncFd` would be the type for any descriptor, but its constructor is unsafe
-/// and this crate has none of that: the doorbell is a Unix stream, and of the lease, a socket of another type than tokio
-/// knows, only the readiness is asked. Both are duplicates, so that other queues can register the same.
-fn watch(queue: &Queue, inner: &Inner) -> std::io::Result<(UnixStream, UnixStream)> {
-    let doorbell = UnixStream::from_std(StdUnixStream::from(queue.doorbell().try_clone_to_owned()?))?;
-    let lease = UnixStream::from_std(StdUnixStream::from(inner.lease.as_fd().try_clone_to_owned()?))?;
-    Ok((doorbell, lease))
+/// The queue's descriptors, registered with tokio. `AsyncFd` would be the type for any descriptor, but its constructor is
+/// unsafe and this crate has none of that: the doorbell is a Unix stream, and of the other, which is none that tokio knows, only
+/// the readiness is asked. Both are duplicates, so that other queues can register the same.
+struct Watched {
+    /// Of the link that they belong to.
+    generation: u64,
+    /// `None`: the daemon has closed its end.
+    doorbell: Option<UnixStream>,
+    news: UnixStream,
+}
+
+impl Watched {
+    fn new(queue: &Queue) -> std::io::Result<Self> {
+        let register = |fd: BorrowedFd<'_>| UnixStream::from_std(fd.try_clone_to_owned()?.into());
+        Ok(Watched {
+            generation: queue.link().generation(),
+            doorbell: Some(register(queue.doorbell().as_fd())?),
+            news: register(queue.link().news())?,
+        })
+    }
 }
 
 impl AsyncQueue {
@@ -395,6 +408,26 @@ impl Shared {
         }
     }
 
+    /// Takes over what a re-attach has changed. True: nothing has come, and the descriptors tell when something does.
+    fn renew(&self, watched: &mut Watched) -> bool {
+        let mut state = self.state();
+        // Whoever has submitted since may have made the queue take its new link over.
+        state.queue.renew();
+        if state.queue.link().generation() != watched.generation {
+            match Watched::new(&state.queue) {
+                Ok(renewed) => *watched = renewed,
+                Err(error) => {
+                    let reason = format!(
+                        "cannot watch the descriptors of the session, which was re-attached: {error}"
+                    );
+                    self.inner.lease.finish(SessionEnd::Disconnected(Reason::new(reason)));
+                    return false;
+                }
+            }
+        }
+        state.queue.prepare_sleep()
+    }
+
     /// Brings the completions that are there to their futures.
     fn deliver(&self) -> Next {
         let mut state = self.state();
@@ -451,7 +484,7 @@ impl Drop for Reaper {
     }
 }
 
-async fn reap(reaper: Reaper, doorbell: UnixStream, lease: UnixStream) {
+async fn reap(reaper: Reaper, mut watched: Watched) {
     let shared = &reaper.0;
     let mut wait: Option<Wait> = None;
     loop {
@@ -475,9 +508,8 @@ async fn reap(reaper: Reaper, doorbell: UnixStream, lease: UnixStream) {
             }
             Next::Idle => wait = None,
         }
-        let asleep = shared.state().queue.prepare_sleep();
-        if asleep {
-            sleep(shared, &doorbell, &lease).await;
+        if shared.renew(&mut watched) {
+            sleep(shared, &mut watched).await;
             shared.state().queue.woken();
         }
     }
@@ -500,18 +532,28 @@ impl Wait {
     }
 }
 
-/// Sleeps until the daemon rings or speaks, or the last owner leaves.
-async fn sleep(shared: &Shared, doorbell: &UnixStream, lease: &UnixStream) {
+/// Sleeps until the daemon rings or speaks, the session is re-attached, or the last owner leaves.
+async fn sleep(shared: &Shared, watched: &mut Watched) {
+    let Watched { doorbell, news, .. } = watched;
+    let rung = async {
+        match doorbell {
+            Some(doorbell) => doorbell.readable().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        _ = doorbell.readable() => {
-            if !drain(doorbell) {
+        _ = rung => {
+            if !doorbell.as_ref().is_some_and(drain) {
+                *doorbell = None;
                 shared.inner.end_by_doorbell();
             }
         }
-        _ = lease.readable() => {
-            let inner = &shared.inner;
+        _ = news.readable() => {
             // WouldBlock, which ends every round of listening, is what tells tokio to wait for more.
-            let _ = lease.try_io(Interest::READABLE, || inner.listen_all());
+            let _ = news.try_io(Interest::READABLE, || match shared.inner.listen() {
+                Listened::All => Err(std::io::ErrorKind::WouldBlock.into()),
+                Listened::Closed => Ok(()),
+            });
         }
         () = shared.close.notified() => {}
     }

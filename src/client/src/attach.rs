@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
 use ferrio_shm::abi::limits::DOORBELLS_MAX;
-use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES};
-use ferrio_shm::doorbell::{DoorbellRx, DoorbellTx};
+use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, errno};
 use ferrio_shm::fork::ForkGuard;
 use ferrio_shm::layout::{QueueLayout, SessionLayout};
 use ferrio_shm::lease::{LEASE_MESSAGE_MAX, LeaseMessage};
@@ -20,6 +19,9 @@ use crate::error::{Error, Refusal};
 use crate::options::SessionBuilder;
 use crate::wait;
 
+/// Longest path of a Unix socket, without the NUL. Bytes.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// A session's memory and descriptors, checked, and nothing else yet.
 pub(crate) struct Attached {
     pub session_id: u64,
@@ -28,17 +30,18 @@ pub(crate) struct Attached {
     pub header: SessionHeader,
     pub fork_guard: ForkGuard,
     pub lease: OwnedFd,
-    /// Towards the daemon.
-    pub doorbells: Vec<Arc<DoorbellTx>>,
-    /// Towards the client, one per queue.
-    pub cq_doorbells: Vec<DoorbellRx>,
+    pub fds: Descriptors,
+    /// Where it was attached.
+    pub path: PathBuf,
 }
 
 /// The descriptors that come with `Attached`, in the order of the ABI.
-struct Descriptors {
-    memory: OwnedFd,
-    doorbells: Vec<OwnedFd>,
-    cq_doorbells: Vec<OwnedFd>,
+pub(crate) struct Descriptors {
+    pub memory: OwnedFd,
+    /// Towards the daemon.
+    pub doorbells: Vec<OwnedFd>,
+    /// Towards the client, one per queue.
+    pub cq_doorbells: Vec<OwnedFd>,
 }
 
 pub(crate) fn attach(builder: &SessionBuilder, answer: &v1::OpenSessionResponse) -> Result<Attached, Error> {
@@ -46,19 +49,22 @@ pub(crate) fn attach(builder: &SessionBuilder, answer: &v1::OpenSessionResponse)
     let path = attach_path(builder, &answer.attach_socket);
     let lease = peer::connect(&path).map_err(|cause| Error::connect(&path, cause))?;
     let descriptors = exchange(&lease, &path, builder.timeout, answer)?;
-    map(answer.session_id, layout, lease, descriptors)
+    map(answer.session_id, layout, lease, descriptors, path)
 }
 
 /// The daemon may see its socket under another path than a client in a container does.
 fn attach_path(builder: &SessionBuilder, reported: &str) -> PathBuf {
-    if let Some(path) = &builder.attach_socket {
-        return path.clone();
-    }
     let reported = PathBuf::from(reported);
-    let sibling = reported.file_name().map(|name| builder.control_socket.with_file_name(name));
-    match sibling {
-        Some(sibling) if !reported.exists() && sibling.exists() => sibling,
+    let sibling = || reported.file_name().map(|name| builder.control_socket.with_file_name(name));
+    let path = match (&builder.attach_socket, sibling()) {
+        (Some(path), _) => path.clone(),
+        (None, Some(sibling)) if !reported.exists() && sibling.exists() => sibling,
         _ => reported,
+    };
+    // It is connected to again after a restart of the daemon, wherever the client's working directory is by then.
+    match std::path::absolute(&path) {
+        Ok(absolute) if absolute.as_os_str().len() <= SOCKET_PATH_MAX => absolute,
+        _ => path,
     }
 }
 
@@ -123,8 +129,8 @@ fn exchange(
     let fds_max = 1 + answer.doorbells as usize + answer.queues.len();
     let length = peer::recv_message(lease.as_fd(), &mut bytes, &mut fds, fds_max).map_err(failed)?;
     if length == 0 {
-        let message = format!("{} was closed without an answer; the token may have expired", path.display());
-        return Err(Error::Refused { reason: Refusal::Attach, message });
+        let message = format!("{} was closed without an answer; ferriod ended, see its log", path.display());
+        return Err(Error::Refused { reason: Refusal::Unavailable, message });
     }
     match LeaseMessage::decode(&bytes[..length]) {
         Ok(LeaseMessage::Attached { session_id, memory_bytes, doorbells, queues, .. }) => {
@@ -139,7 +145,9 @@ fn exchange(
         }
         Ok(LeaseMessage::Refused { errno, reason }) => {
             let message = format!("{reason} ({})", Errno(errno));
-            Err(Error::Refused { reason: Refusal::Attach, message })
+            let stopping = errno == errno::ESHUTDOWN;
+            let reason = if stopping { Refusal::Unavailable } else { Refusal::Attach };
+            Err(Error::Refused { reason, message })
         }
         Ok(other) => Err(unfit(format!("the attach socket answers with {other:?}"))),
         Err(error) => Err(unfit(format!("the attach socket's answer cannot be read: {error}"))),
@@ -157,7 +165,13 @@ fn split(mut fds: Vec<OwnedFd>, doorbells: usize, queues: usize) -> Result<Descr
     Ok(Descriptors { memory, doorbells, cq_doorbells })
 }
 
-fn map(session_id: u64, layout: SessionLayout, lease: OwnedFd, fds: Descriptors) -> Result<Attached, Error> {
+fn map(
+    session_id: u64,
+    layout: SessionLayout,
+    lease: OwnedFd,
+    fds: Descriptors,
+    path: PathBuf,
+) -> Result<Attached, Error> {
     let bytes = usize::try_from(layout.memory_bytes).map_err(|_| {
         unfit(format!("{} bytes of session memory exceed the address space", layout.memory_bytes))
     })?;
@@ -171,16 +185,7 @@ fn map(session_id: u64, layout: SessionLayout, lease: OwnedFd, fds: Descriptors)
     header
         .check(session_id)
         .map_err(|error| unfit(format!("the session memory's header is wrong: {error}")))?;
-    Ok(Attached {
-        session_id,
-        layout,
-        mapping,
-        header,
-        fork_guard,
-        lease,
-        doorbells: fds.doorbells.into_iter().map(|fd| Arc::new(DoorbellTx::from_fd(fd))).collect(),
-        cq_doorbells: fds.cq_doorbells.into_iter().map(DoorbellRx::from_fd).collect(),
-    })
+    Ok(Attached { session_id, layout, mapping, header, fork_guard, lease, fds, path })
 }
 
 fn unfit(what: String) -> Error {

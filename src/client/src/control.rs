@@ -47,11 +47,19 @@ pub(crate) async fn open_async(builder: &mut SessionBuilder) -> Result<v1::OpenS
         }
         let answer = SessionsClient::new(channel).open(builder.request()).await;
         answer.map(tonic::Response::into_inner).map_err(|status| Error::Refused {
-            reason: Refusal::from(status.code()),
+            reason: refusal(&status),
             message: status.message().to_owned(),
         })
     };
     tokio::time::timeout(limit, call).await.map_err(timed_out)?
+}
+
+/// What is said by the library of HTTP has a cause of its own: the connection broke, because the daemon ended.
+fn refusal(status: &tonic::Status) -> Refusal {
+    match std::error::Error::source(status) {
+        Some(_) => Refusal::Unavailable,
+        None => Refusal::from(status.code()),
+    }
 }
 
 /// The engines at which the volumes live, each once, in their order. Where that cannot be known, only the first volume's,

@@ -289,6 +289,9 @@ pub enum Refusal {
     Unsupported,
     /// The attach socket did not take the token.
     Attach,
+    /// The daemon is stopping, or ended while the session was opened, or a volume cannot be served yet: try again, or let
+    /// the session wait longer ([`SessionBuilder::patience`](crate::SessionBuilder::patience)).
+    Unavailable,
     /// Anything else; the message says what.
     Other,
 }
@@ -302,6 +305,7 @@ impl From<tonic::Code> for Refusal {
             tonic::Code::FailedPrecondition | tonic::Code::AlreadyExists => Refusal::Busy,
             tonic::Code::ResourceExhausted => Refusal::Limit,
             tonic::Code::Unimplemented => Refusal::Unsupported,
+            tonic::Code::Unavailable => Refusal::Unavailable,
             _ => Refusal::Other,
         }
     }

@@ -46,6 +46,8 @@
 //!   library with [`RequestError::Unanswered`].
 //! - A buffer that the daemon may still use is never handed out again: it stays with its request until the completion,
 //!   also when a future is dropped, and is given up for good when the session ends first.
+//! - A session goes on after the daemon was restarted, upgraded or killed, where the daemon can ([`Session::survives_restarts`]).
+//!   Nobody needs to do anything for it; [`SessionBuilder::patience`] says how long it waits. Until then it has not ended.
 //! - Nothing is allocated per request once the queue is open, except for chains and by the async futures' own callers.
 //! - In a forked child every call answers [`Error::Forked`]; dropping things there does nothing to the parent.
 
@@ -62,11 +64,14 @@ mod error;
 mod features;
 mod inflight;
 mod lease;
+mod link;
 mod memory;
 mod options;
 mod queue;
+mod reattach;
 mod region;
 mod request;
+mod retry;
 mod session;
 mod spin;
 mod volume;

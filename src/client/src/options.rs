@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ferrio_api::v1;
-use ferrio_shm::abi::ABI_VERSION;
+use ferrio_shm::abi::{ABI_VERSION, features};
 
 use crate::{Access, Features, WaitPolicy};
 
@@ -42,6 +42,7 @@ pub struct SessionBuilder {
     pub(crate) features: Features,
     pub(crate) hugepages: bool,
     pub(crate) timeout: Duration,
+    pub(crate) patience: Duration,
 }
 
 impl SessionBuilder {
@@ -57,6 +58,7 @@ impl SessionBuilder {
             features: Features::ALL,
             hugepages: false,
             timeout: Duration::from_secs(10),
+            patience: Duration::from_secs(30),
         }
     }
 
@@ -113,11 +115,26 @@ impl SessionBuilder {
         self
     }
 
+    /// How long the session waits for a daemon that is restarted, upgraded or was killed. Requests in flight stay in flight
+    /// meanwhile and are answered by the next daemon, each once; callers, blocking, polling or async, notice a pause. Opening
+    /// the session waits as long for a daemon that is stopping or refuses the connection, and for one second where there is
+    /// no socket. Default: 30 s, which is also how long a daemon by default waits for its sessions to come back.
+    ///
+    /// It takes a thread, asleep, as long as the session is open. 0: none, and the session ends with its daemon.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Where the attach socket is, if not where the daemon says. Not needed in a container that sees both sockets in one
     /// directory: when the daemon's path does not exist, the control socket's directory is tried.
     pub fn attach_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.attach_socket = Some(path.into());
         self
+    }
+
+    pub(crate) fn wants_resume(&self) -> bool {
+        !self.patience.is_zero()
     }
 
     pub(crate) fn request(&self) -> v1::OpenSessionRequest {
@@ -137,7 +154,7 @@ impl SessionBuilder {
             volumes: self.volumes.iter().map(volume).collect(),
             abi_min: ABI_VERSION,
             abi_max: ABI_VERSION,
-            features: self.features.bits(),
+            features: self.features.bits() | if self.wants_resume() { features::RESUME } else { 0 },
             hugepages: self.hugepages,
         }
     }

@@ -4,12 +4,12 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrio_shm::abi::sqe_flags;
-use ferrio_shm::doorbell::{DoorbellRx, DoorbellTx, Drained};
+use ferrio_shm::doorbell::{DoorbellRx, Drained};
 use ferrio_shm::entry::{Cqe, Sqe};
 use ferrio_shm::mapping::MappedQueue;
 use ferrio_shm::ring::{CqConsumer, QueueMemory, SqProducer};
@@ -17,10 +17,12 @@ use ferrio_shm::ring::{CqConsumer, QueueMemory, SqProducer};
 use crate::completion::{Completion, Ticket};
 use crate::error::{Error, ProtocolError, Reason, RequestError, SessionEnd, SubmitError};
 use crate::inflight::{Flight, InFlight, Stray};
+use crate::link::Link;
 use crate::memory::Held;
 use crate::request::{Expected, Request};
 use crate::session::{Inner, QueueParts};
 use crate::spin::Spinner;
+use crate::wait::Woken;
 use crate::{Errno, wait};
 
 /// So many polls that found nothing, and the lease is looked at: a system call, too dear for each.
@@ -36,8 +38,11 @@ pub struct Queue {
     sq_entries: u32,
     sq: SqProducer<MappedQueue>,
     cq: CqConsumer<MappedQueue>,
-    sq_doorbell: Arc<DoorbellTx>,
-    cq_doorbell: DoorbellRx,
+    link: Arc<Link>,
+    /// Index of the doorbell towards the daemon.
+    doorbell: usize,
+    /// The daemon's end of the CQ doorbell is closed: the end of the session, or another link, is to come.
+    deaf: bool,
     in_flight: InFlight,
     /// Completions that a blocking call met while it waited for its own. They count against the CQ entries.
     set_aside: VecDeque<Completion>,
@@ -78,14 +83,15 @@ impl Queue {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let cq_entries = parts.rings.cq_entries();
         Queue {
+            link: inner.lease.link(),
+            doorbell: parts.doorbell,
+            deaf: false,
             inner,
             index: parts.index,
             engine: parts.engine,
             sq_entries: parts.rings.sq_entries(),
             sq: SqProducer::new(parts.rings.clone()),
             cq: CqConsumer::new(parts.rings),
-            sq_doorbell: parts.sq_doorbell,
-            cq_doorbell: parts.cq_doorbell,
             in_flight: InFlight::new(parts.index, cq_entries),
             set_aside: VecDeque::with_capacity(cq_entries as usize),
             stray: None,
@@ -199,7 +205,8 @@ impl Queue {
         let staged = self.sq.staged();
         if self.sq.publish() {
             self.stats.doorbells += 1;
-            if self.sq_doorbell.ring().is_err() {
+            self.renew();
+            if self.link.ring(self.doorbell).is_err() {
                 // Nobody listens: the session is over, and the requests are answered from here.
                 self.inner.end_by_doorbell();
             }
@@ -359,8 +366,14 @@ impl Queue {
 
     fn sleep(&mut self, until: Option<Instant>) -> Result<Option<Completion>, Error> {
         loop {
+            self.renew();
             if self.prepare_sleep() {
-                let woken = wait::either(self.cq_doorbell.as_fd(), self.inner.lease.as_fd(), until);
+                let news = self.link.news();
+                let woken = if self.deaf {
+                    wait::readable(news, until).map(|lease| Woken { doorbell: false, lease })
+                } else {
+                    wait::either(self.doorbell().as_fd(), news, until)
+                };
                 let woken = woken.map_err(Error::io("sleep until a completion comes"))?;
                 if woken.lease {
                     self.inner.listen();
@@ -379,8 +392,17 @@ impl Queue {
 
     /// Takes the rings out; the completions are looked at afterwards.
     fn drain_doorbell(&mut self) {
-        if matches!(self.cq_doorbell.drain(), Ok(Drained::Closed) | Err(_)) {
+        if matches!(self.doorbell().drain(), Ok(Drained::Closed) | Err(_)) {
+            self.deaf = true;
             self.inner.end_by_doorbell();
+        }
+    }
+
+    /// Takes the descriptors of a re-attached session over. Called before each system call with one of them.
+    pub(crate) fn renew(&mut self) {
+        if self.inner.lease.generation() != self.link.generation() {
+            self.link = self.inner.lease.link();
+            self.deaf = false;
         }
     }
 
@@ -393,8 +415,12 @@ impl Queue {
     }
 
     /// Readable when completions came after [`prepare_sleep`](Self::prepare_sleep) said true.
-    pub(crate) fn doorbell(&self) -> BorrowedFd<'_> {
-        self.cq_doorbell.as_fd()
+    pub(crate) fn doorbell(&self) -> &DoorbellRx {
+        self.link.cq_doorbell(self.index)
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// True: nothing is there, and the doorbell rings when there is.

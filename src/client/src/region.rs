@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ferrio_shm::abi::limits;
+use ferrio_shm::abi::{errno, limits};
 use ferrio_shm::arena::{AllocError, Arena};
 use ferrio_shm::fork::ForkGuard;
 use ferrio_shm::lease::LeaseMessage;
 use ferrio_shm::mapping::{self, Mapping, check_memfd, create_memfd};
+use ferrio_shm::peer::FDS_MAX;
 
 use crate::errno::Errno;
+use crate::lease::Answer;
 use crate::memory::Span;
 use crate::session::Inner;
 use crate::{Buffer, Error, Features, Session};
@@ -20,8 +22,32 @@ use crate::{Buffer, Error, Features, Session};
 /// Greatest index.
 const INDEX_MAX: u16 = (limits::REGIONS_MAX - 1) as u16;
 
-/// Lengths of regions by index, in a session.
-pub(crate) type Regions = BTreeMap<u16, u64>;
+/// Those that can be shown together when the session is re-attached: one message has the session memory, too.
+const RESUMED_MAX: u16 = (FDS_MAX - 1) as u16;
+
+/// Those of a session by index.
+pub(crate) type Regions = BTreeMap<u16, Added>;
+
+/// A region, as its session knows it.
+pub(crate) struct Added {
+    /// Length of what requests may name. Bytes.
+    bytes: u64,
+    /// What is shown again when the session is re-attached; only in sessions that are.
+    memory: Option<Arc<OwnedFd>>,
+    /// The daemon was asked to add or remove it and has not answered.
+    in_doubt: bool,
+}
+
+/// Takes the lock, which is never held while anyone waits.
+pub(crate) fn lock(regions: &Mutex<Regions>) -> MutexGuard<'_, Regions> {
+    regions.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory of the regions by ascending index, with those in doubt or without.
+pub(crate) fn memory(regions: &Regions, in_doubt: bool) -> Vec<Arc<OwnedFd>> {
+    let shown = regions.values().filter(|region| in_doubt || !region.in_doubt);
+    shown.filter_map(|region| region.memory.clone()).collect()
+}
 
 /// A region of the session, until [`Session::remove_region`]. Dropped, it stays with the session to its end.
 #[derive(Debug)]
@@ -124,17 +150,34 @@ impl Session {
     ) -> Result<Region, Error> {
         let inner = self.inner();
         inner.check_features(Features::CLIENT_REGIONS)?;
-        let mut regions = inner.regions();
-        let index = (1..=INDEX_MAX).find(|index| !regions.contains_key(index));
-        let index = index.ok_or(Error::RegionsFull { max: INDEX_MAX })?;
+        let _asking = inner.asking();
+        let index = {
+            let regions = inner.regions();
+            let max = if inner.lease.is_watched() { RESUMED_MAX } else { INDEX_MAX };
+            let free = (1..=INDEX_MAX).find(|index| !regions.contains_key(index));
+            free.filter(|_| regions.len() < max.into()).ok_or(Error::RegionsFull { max })?
+        };
         let arena = arena(index)?;
-        let added = inner.ask("add", index, &LeaseMessage::RegionAdd { index, bytes }, &[memfd]);
-        if let Err(Error::NoAnswer { .. }) = added {
+        let memory = if inner.lease.is_watched() {
+            let memory = memfd.try_clone_to_owned();
+            Some(Arc::new(memory.map_err(Error::io("keep the region's memory for a restart of ferriod"))?))
+        } else {
+            None
+        };
+        // Shown from now on: a daemon that ends before it answers may have added it. None of it can be named yet.
+        inner.regions().insert(index, Added { bytes: 0, memory, in_doubt: true });
+        match inner.ask("add", index, errno::EBUSY, &LeaseMessage::RegionAdd { index, bytes }, &[memfd]) {
+            Ok(()) => {}
             // The daemon may still add it: the index is not to be used again.
-            regions.insert(index, 0);
+            Err(error @ Error::NoAnswer { .. }) => return Err(error),
+            Err(error) => {
+                inner.regions().remove(&index);
+                return Err(error);
+            }
         }
-        added?;
-        regions.insert(index, bytes);
+        if let Some(added) = inner.regions().get_mut(&index) {
+            (added.bytes, added.in_doubt) = (bytes, false);
+        }
         Ok(Region(Arc::new(Brought { index, bytes, arena, guard: inner.fork_guard().clone() })))
     }
 
@@ -157,36 +200,53 @@ impl Session {
         if Arc::strong_count(&region.0) > 1 || region.0.arena.as_ref().is_some_and(|arena| arena.used() > 0) {
             return Err(Error::RegionInUse { index });
         }
-        let mut regions = inner.regions();
-        inner.ask("remove", index, &LeaseMessage::RegionRemove { index }, &[])?;
-        regions.remove(&index);
-        Ok(())
+        let _asking = inner.asking();
+        let in_doubt = |in_doubt| {
+            if let Some(region) = inner.regions().get_mut(&index) {
+                region.in_doubt = in_doubt;
+            }
+        };
+        in_doubt(true);
+        let removed = inner.ask("remove", index, errno::ENXIO, &LeaseMessage::RegionRemove { index }, &[]);
+        match removed {
+            Ok(()) => drop(inner.regions().remove(&index)),
+            Err(Error::Region { .. }) => in_doubt(false),
+            Err(_) => {}
+        }
+        removed
     }
 }
 
 impl Inner {
     fn regions(&self) -> MutexGuard<'_, Regions> {
-        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.regions)
+    }
+
+    /// Held while the daemon is asked about a region: one question at a time.
+    fn asking(&self) -> MutexGuard<'_, ()> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether bytes up to `end` lie in a region of the session: there the daemon may write if it is asked to.
     pub(crate) fn reaches(&self, region: u16, end: u64) -> bool {
-        let bytes = if region == 0 { Some(self.arena_bytes) } else { self.regions().get(&region).copied() };
+        let added = || self.regions().get(&region).map(|added| added.bytes);
+        let bytes = if region == 0 { Some(self.arena_bytes) } else { added() };
         bytes.is_some_and(|bytes| end <= bytes)
     }
 
-    /// Asks over the lease. The caller holds the lock of the regions: one question at a time.
+    /// Asks over the lease. `done` is the errno of a daemon that finds it done already: by the one before it.
     fn ask(
         &self,
         verb: &'static str,
         index: u16,
+        done: i32,
         message: &LeaseMessage,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
-        let listen = || self.listen();
-        match self.lease.ask(index, message, fds, listen)? {
-            0 => Ok(()),
-            errno => Err(Error::Region { verb, index, errno: Errno(errno) }),
+        match self.lease.ask(index, message, fds)? {
+            Answer { errno: 0, .. } => Ok(()),
+            Answer { errno, repeated: true } if errno == done => Ok(()),
+            Answer { errno, .. } => Err(Error::Region { verb, index, errno: Errno(errno) }),
         }
     }
 }

@@ -1,34 +1,36 @@
 //! A session: memory, rings and volumes that the daemon gave this process.
 
 use std::fmt;
-use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
-use ferrio_shm::abi::SessionState;
+use ferrio_shm::abi::{SessionState, features};
 use ferrio_shm::arena::Arena;
-use ferrio_shm::doorbell::{DoorbellRx, DoorbellTx};
 use ferrio_shm::fork::ForkGuard;
 use ferrio_shm::mapping::{MappedQueue, Region, SessionHeader};
+use ferrio_shm::wake::Notifier;
 
 use crate::attach::{self, Attached};
 use crate::control;
 use crate::error::{Error, Reason, SessionEnd};
-use crate::lease::{Event, Lease};
+use crate::lease::{Event, Lease, Listened};
+use crate::link::Link;
 use crate::memory::TABLE_BYTES;
 use crate::options::{QueueOptions, SessionBuilder};
 use crate::queue::Queue;
+use crate::reattach::{Claim, Watcher};
 use crate::region::Regions;
+use crate::retry::Retry;
 use crate::{Buffer, Features, IoVec, Volume, wait};
 
 /// How long to wait for the reason of a fault that the session header shows already.
 const REASON_WAIT: Duration = Duration::from_millis(100);
 
 /// An open session. It lives until it and all of its queues are dropped, in any order. The last drop waits until the
-/// daemon has let the session go, so that its volumes can be opened again right after it; one second at most.
+/// daemon has let the session go, so that its volumes can be opened again right after it; one second at most. While there is
+/// no daemon the drop does not wait: the next one lets the session go after `daemon.resume_timeout_s`, or with the process.
 pub struct Session {
     inner: Arc<Inner>,
     queues: Mutex<Vec<Option<QueueParts>>>,
@@ -48,18 +50,22 @@ pub(crate) struct QueueParts {
     pub index: u32,
     pub engine: String,
     pub rings: MappedQueue,
-    pub sq_doorbell: Arc<DoorbellTx>,
-    pub cq_doorbell: DoorbellRx,
+    /// Index of its doorbell towards the daemon.
+    pub doorbell: usize,
     pub options: QueueOptions,
 }
 
 /// What the session and its queues share.
 pub(crate) struct Inner {
     pub session_id: u64,
-    pub lease: Lease,
+    pub lease: Arc<Lease>,
     pub arena_bytes: u64,
-    /// Those that the client added. Held while the daemon is asked about one.
-    pub regions: Mutex<Regions>,
+    /// Those that the client added.
+    pub regions: Arc<Mutex<Regions>>,
+    /// Held while the daemon is asked about one of them.
+    pub asking: Mutex<()>,
+    /// Where the session is re-attached.
+    watcher: Option<Watcher>,
     arena: Arena,
     header: SessionHeader,
     volumes: Vec<Volume>,
@@ -131,6 +137,13 @@ impl Session {
         self.inner.features
     }
 
+    /// Whether the session goes on after a restart of the daemon: the builder asked for it
+    /// ([`SessionBuilder::patience`]), and the daemon can.
+    #[must_use]
+    pub fn survives_restarts(&self) -> bool {
+        self.inner.lease.is_watched()
+    }
+
     /// What came of [`SessionBuilder::hugepages`].
     #[must_use]
     pub fn hugepages(&self) -> &Hugepages {
@@ -162,12 +175,32 @@ impl Session {
         }
     }
 
-    pub(crate) fn open(mut builder: SessionBuilder) -> Result<Self, Error> {
+    pub(crate) fn open(builder: SessionBuilder) -> Result<Self, Error> {
+        let mut retry = Retry::new(builder.patience);
+        loop {
+            match Session::try_open(builder.clone()) {
+                Err(error) => std::thread::sleep(retry.after(&error).ok_or(error)?),
+                opened => return opened,
+            }
+        }
+    }
+
+    pub(crate) async fn open_async(builder: SessionBuilder) -> Result<Self, Error> {
+        let mut retry = Retry::new(builder.patience);
+        loop {
+            match Session::try_open_async(builder.clone()).await {
+                Err(error) => tokio::time::sleep(retry.after(&error).ok_or(error)?).await,
+                opened => return opened,
+            }
+        }
+    }
+
+    fn try_open(mut builder: SessionBuilder) -> Result<Self, Error> {
         let answer = control::open(&mut builder)?;
         Session::assemble(attach::attach(&builder, &answer)?, answer, &builder)
     }
 
-    pub(crate) async fn open_async(mut builder: SessionBuilder) -> Result<Self, Error> {
+    async fn try_open_async(mut builder: SessionBuilder) -> Result<Self, Error> {
         let answer = control::open_async(&mut builder).await?;
         let attach = move || Session::assemble(attach::attach(&builder, &answer)?, answer, &builder);
         let attached = tokio::task::spawn_blocking(attach).await;
@@ -179,26 +212,20 @@ impl Session {
         answer: v1::OpenSessionResponse,
         builder: &SessionBuilder,
     ) -> Result<Self, Error> {
-        let Attached { session_id, layout, mapping, header, fork_guard, lease, doorbells, cq_doorbells } =
-            attached;
+        let Attached { session_id, layout, mapping, header, fork_guard, lease, fds, path } = attached;
         let unfit = |what: &str| Error::Incompatible { what: what.to_owned() };
         let mut queues = Vec::with_capacity(layout.queues.len());
-        for (index, cq_doorbell) in (0u32..).zip(cq_doorbells) {
+        for (index, layout) in (0u32..).zip(&layout.queues) {
             let at = index as usize;
-            let (Some(layout), Some(options), Some(granted)) =
-                (layout.queues.get(at), builder.queues.get(at), answer.queues.get(at))
-            else {
-                return Err(unfit("more CQ doorbells than queues"));
+            let (Some(options), Some(granted)) = (builder.queues.get(at), answer.queues.get(at)) else {
+                return Err(unfit("more queues than were asked for"));
             };
-            let doorbell = doorbells.get(granted.doorbell as usize);
-            let sq_doorbell = doorbell.ok_or_else(|| unfit("a queue without a doorbell"))?;
             let rings = MappedQueue::new(Arc::clone(&mapping), layout);
             queues.push(Some(QueueParts {
                 index,
                 engine: granted.engine.clone(),
                 rings: rings.ok_or_else(|| unfit("a queue that is not inside of the session memory"))?,
-                sq_doorbell: Arc::clone(sq_doorbell),
-                cq_doorbell,
+                doorbell: granted.doorbell as usize,
                 options: options.clone(),
             }));
         }
@@ -206,16 +233,42 @@ impl Session {
             .ok_or_else(|| unfit("the arena is not inside of the session memory"))?;
         let arena = Arena::new(0, region, fork_guard.clone())?;
         let volume = |(index, grant)| Volume::new(session_id, index, grant);
+        let volumes = answer.volumes.into_iter().enumerate().map(volume).collect::<Result<Vec<_>, _>>()?;
+        let regions = Arc::default();
+        let claim = if builder.wants_resume() && answer.features & features::RESUME != 0 {
+            let secret = answer.resume_secret.as_slice().try_into();
+            Some(Claim {
+                session_id,
+                secret: secret.map_err(|_| unfit("a resume secret that has not 32 bytes"))?,
+                attach_socket: path,
+                memory: fds.memory,
+                memory_bytes: layout.memory_bytes,
+                header: header.clone(),
+                regions: Arc::clone(&regions),
+                patience: builder.patience,
+            })
+        } else {
+            None
+        };
+        let failed = "set up the lease";
+        let wake = claim.as_ref().map(|_| Notifier::new().map(Arc::new)).transpose();
+        let wake = wake.map_err(Error::io(failed))?;
+        let link = Link::new(0, lease, fds.doorbells, fds.cq_doorbells, wake.is_some());
+        let link = link.map_err(Error::io(failed))?;
+        let lease = Arc::new(Lease::new(link, volumes.clone(), builder.timeout, wake.clone()));
+        let watcher = claim.zip(wake).map(|(claim, wake)| Watcher::start(Arc::clone(&lease), claim, wake));
         let inner = Inner {
             session_id,
-            lease: Lease::new(lease, builder.timeout).map_err(Error::io("set up the lease"))?,
+            lease,
             arena_bytes: layout.arena_bytes,
-            regions: Mutex::default(),
+            regions,
+            asking: Mutex::default(),
+            watcher: watcher.transpose().map_err(Error::io("start the thread that watches the lease"))?,
             arena,
             header,
             hugepages: Hugepages { bytes: answer.hugepages_bytes, reason: answer.hugepages_reason },
             features: Features::from_bits(answer.features & builder.features.bits()),
-            volumes: answer.volumes.into_iter().enumerate().map(volume).collect::<Result<_, _>>()?,
+            volumes,
             fork_guard,
         };
         Ok(Session { inner: Arc::new(inner), queues: Mutex::new(queues) })
@@ -266,20 +319,8 @@ impl Inner {
     }
 
     /// Takes in what the daemon has said, without waiting.
-    pub(crate) fn listen(&self) {
-        // Only an async reactor needs to know that there is no more.
-        let _ = self.listen_all();
-    }
-
-    /// The same; `WouldBlock` when there is no more.
-    pub(crate) fn listen_all(&self) -> io::Result<()> {
-        self.lease.listen(|volume, size_bytes| self.resized(volume, size_bytes))
-    }
-
-    fn resized(&self, volume: u16, size_bytes: u64) {
-        if let Some(volume) = self.volumes.get(usize::from(volume)) {
-            volume.resized(size_bytes);
-        }
+    pub(crate) fn listen(&self) -> Listened {
+        self.lease.listen()
     }
 
     /// Whether the session header says that nobody serves the rings any more. One load.
@@ -289,7 +330,7 @@ impl Inner {
 
     /// Ends the session on the word of its header; the lease has the reason, a moment later at worst.
     pub(crate) fn end_by_header(&self) {
-        let _ = wait::readable(self.lease.as_fd(), Some(Instant::now() + REASON_WAIT));
+        let _ = wait::readable(self.lease.link().lease(), Some(Instant::now() + REASON_WAIT));
         self.listen();
         match self.header.state() {
             Some(SessionState::Faulted) => {
@@ -299,17 +340,25 @@ impl Inner {
         }
     }
 
-    /// Ends the session because the daemon's end of a doorbell is closed; what the lease says goes first.
+    /// Ends the session because the daemon's end of a doorbell is closed; what the lease says goes first. A session that
+    /// is re-attached hears of it by the lease.
     pub(crate) fn end_by_doorbell(&self) {
         self.listen();
+        if self.lease.is_watched() {
+            return;
+        }
         self.lease.finish_unheard("ferriod closed a doorbell: it ended, or dropped the session");
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let child = self.is_child();
+        if let Some(watcher) = &mut self.watcher {
+            if child { watcher.forget() } else { watcher.stop() }
+        }
         // A child's copy of the socket is closed without a word: the session is the parent's.
-        if !self.is_child() {
+        if !child {
             self.lease.close();
         }
     }

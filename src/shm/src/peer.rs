@@ -4,4 +4,4 @@ mod identity;
 mod seqpacket;
 
 pub use identity::{PeerIdentity, peer_pidfd};
-pub use seqpacket::{FDS_MAX, accept, connect, listen, recv_message, send_message};
+pub use seqpacket::{FDS_MAX, accept, connect, listen, recv_message, send_message, try_connect};

@@ -1,10 +1,11 @@
 //! A forked child must not touch its parent's session, and can have its own.
 
 use std::thread;
+use std::time::Duration;
 
 use ferrio_client::{Error, Request, WaitPolicy};
 
-use crate::peer::{Daemon, Opened};
+use crate::peer::{Daemon, Opened, eventually};
 
 /// Runs `child` in a forked process; its result is the exit status.
 fn in_child(child: impl FnOnce() -> bool) -> bool {
@@ -67,4 +68,30 @@ fn buffer_in_a_child_panics_with_a_clear_text() {
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| buffer[0])).unwrap_err();
         panic.downcast_ref::<&str>().is_some_and(|text| text.contains("forked process"))
     }));
+}
+
+/// The thread that re-attaches is the parent's.
+#[test]
+fn child_of_a_session_without_a_daemon_does_not_ask_for_it() {
+    let daemon = Daemon::start();
+    let builder = daemon.builder().patience(Duration::from_secs(30));
+    let Opened { session, mut queue, served, .. } = daemon.open_queue(builder);
+    queue.submit(Request::nop()).unwrap();
+    queue.commit().unwrap();
+    let remains = served.die();
+    eventually(|| daemon.resumes.asked() > 0);
+    let mut parts = Some((session, queue));
+    assert!(in_child(|| {
+        let (session, mut queue) = parts.take().unwrap();
+        let refused =
+            is_forked(session.next_event()) && is_forked(queue.wait(None)) && is_forked(queue.nop());
+        drop((session, queue));
+        refused
+    }));
+    daemon.resumes.serve(remains);
+    let mut served = daemon.next_served();
+    assert_eq!(served.answer_all(), 1);
+    let (session, mut queue) = parts.take().unwrap();
+    assert!(queue.wait(None).unwrap().unwrap().result.is_ok(), "the parent's session goes on");
+    drop((served, session));
 }

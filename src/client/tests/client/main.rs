@@ -9,6 +9,7 @@ mod open;
 mod operations;
 mod peer;
 mod polling;
+mod reattach;
 mod refused;
 mod regions;
 mod sleeping;

@@ -1,5 +1,7 @@
 //! Opening a session: what is granted, what is refused and with which words.
 
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use ferrio_client::{Access, Error, QueueOptions, Refusal, Session};
@@ -57,11 +59,13 @@ fn refusals_keep_the_daemons_words() {
 fn no_daemon() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control.sock");
-    let error = Session::builder(&path).volume("data", Access::ReadOnly).open().unwrap_err();
+    let builder = Session::builder(&path).volume("data", Access::ReadOnly).patience(Duration::ZERO);
+    let error = builder.open().unwrap_err();
     let text = error.to_string();
     assert!(text.contains(path.to_str().unwrap()) && text.contains("start it"), "{text}");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let error = Session::builder(&path).volume("data", Access::ReadOnly).open().unwrap_err();
+    let builder = Session::builder(&path).volume("data", Access::ReadOnly).patience(Duration::ZERO);
+    let error = builder.open().unwrap_err();
     assert!(error.to_string().contains("left over from a ferriod that ended"), "{error}");
 }
 
@@ -83,4 +87,32 @@ fn attach_socket_beside_the_control_socket() {
     let elsewhere = daemon.path().join("none.sock");
     let error = daemon.builder().attach_socket(&elsewhere).open().unwrap_err();
     assert!(error.to_string().contains("none.sock"), "{error}");
+}
+
+#[test]
+fn a_daemon_that_restarts_is_waited_for() {
+    let daemon = Daemon::start();
+    daemon.unavailable.store(3, Ordering::Relaxed);
+    let patient = || daemon.builder().patience(Duration::from_secs(20));
+    patient().open().unwrap();
+    assert_eq!(daemon.unavailable.load(Ordering::Relaxed), 0);
+    daemon.unavailable.store(1, Ordering::Relaxed);
+    let error = daemon.builder().open().unwrap_err();
+    assert!(matches!(error, Error::Refused { reason: Refusal::Unavailable, .. }), "{error}");
+
+    // A socket that nobody listens at yet, of a session in a runtime.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let builder = Session::builder(&path).volume("data", Access::ReadOnly).patience(Duration::from_secs(20));
+    let opening = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(builder.open_async()).map(|session| session.volumes().len())
+    });
+    thread::sleep(Duration::from_millis(50));
+    assert!(!opening.is_finished());
+    std::fs::remove_file(&path).unwrap();
+    let daemon = Daemon::start_in(directory);
+    drop(daemon.next_served());
+    assert_eq!(opening.join().unwrap().unwrap(), 1);
 }

@@ -10,6 +10,7 @@ use ferrio_shm::lease::{LEASE_MESSAGE_MAX, LeaseMessage};
 use ferrio_shm::mapping::create_memfd;
 use ferrio_shm::peer::{recv_message, send_message};
 
+use crate::peer::resume::{Answer, file};
 use crate::peer::{Daemon, Opened, Served, readable};
 
 /// Answers questions about regions with these errnos, then hands the daemon's side back. What was asked comes out.
@@ -152,4 +153,68 @@ fn an_answer_that_another_thread_reads() {
     let mut served = answer.join().unwrap();
     served.post(nop.user_data, 0);
     assert_eq!(sleeper.join().unwrap(), Ok(0));
+}
+
+/// Reads the next question and ends without an answer.
+fn ends_with_a_question(served: Served) -> (crate::peer::resume::Remains, LeaseMessage) {
+    readable([served.lease.as_fd()]);
+    let (mut bytes, mut fds) = ([0; LEASE_MESSAGE_MAX], Vec::new());
+    let length = recv_message(&served.lease, &mut bytes, &mut fds, 4).unwrap();
+    (served.die(), LeaseMessage::decode(&bytes[..length]).unwrap())
+}
+
+/// A daemon ends with a question that it may have carried out, or not. The next one is shown what it knows, and asked again.
+#[test]
+fn a_question_is_repeated_to_the_next_daemon() {
+    let daemon = Daemon::start();
+    let Opened { session, served, queue: _queue, .. } =
+        daemon.open_queue(daemon.builder().patience(Duration::from_secs(30)));
+    let (answer, seen) = answering(served, vec![0]);
+    let first = session.create_region(4096).unwrap();
+    let known = file(&seen.recv().unwrap().1[0]);
+    let served = answer.join().unwrap();
+    thread::scope(|scope| {
+        // Added, and not told: the next daemon goes on with both, and finds the index in use.
+        let asker = scope.spawn(|| session.create_region(8192).unwrap());
+        let (remains, question) = ends_with_a_question(served);
+        assert_eq!(question, LeaseMessage::RegionAdd { index: 2, bytes: 8192 });
+        daemon.resumes.serve(remains);
+        let served = daemon.next_served();
+        assert_eq!(served.shown.len(), 2);
+        assert_eq!(file(&served.shown[0]), known, "by ascending index");
+        let (answer, seen) = answering(served, vec![libc::EBUSY]);
+        let second = asker.join().unwrap();
+        assert_eq!(seen.recv().unwrap().0, LeaseMessage::RegionAdd { index: 2, bytes: 8192 });
+        assert_eq!(second.alloc(8192).unwrap().region(), 2);
+
+        // Not added: the next daemon knows two, and takes three for a mistake.
+        let asker = scope.spawn(|| session.create_region(4096).unwrap());
+        let (remains, _) = ends_with_a_question(answer.join().unwrap());
+        daemon.resumes.then(Answer::Refuse(libc::EINVAL));
+        daemon.resumes.serve(remains);
+        let served = daemon.next_served();
+        assert_eq!(served.shown.len(), 2);
+        let (answer, _seen) = answering(served, vec![0]);
+        let third = asker.join().unwrap();
+        assert_eq!(third.index(), 3);
+
+        // Removed, and not told.
+        let asker = scope.spawn(|| session.remove_region(first).unwrap());
+        let (remains, question) = ends_with_a_question(answer.join().unwrap());
+        assert_eq!(question, LeaseMessage::RegionRemove { index: 1 });
+        daemon.resumes.then(Answer::Refuse(libc::EINVAL));
+        daemon.resumes.serve(remains);
+        let served = daemon.next_served();
+        assert!(served.shown.len() == 2 && served.shown.iter().all(|memory| file(memory) != known));
+        let (answer, _seen) = answering(served, vec![libc::ENXIO]);
+        asker.join().unwrap();
+        let served = answer.join().unwrap();
+
+        // A plain no stays one, and what was asked is shown no more.
+        let (answer, _seen) = answering(served, vec![libc::EBUSY]);
+        assert_eq!(session.create_region(4096).unwrap_err().errno(), Some(Errno::EBUSY));
+        daemon.resumes.serve(answer.join().unwrap().die());
+        assert_eq!(daemon.next_served().shown.len(), 2);
+        drop((second, third));
+    });
 }

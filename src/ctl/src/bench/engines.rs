@@ -1,6 +1,7 @@
 //! Who does the I/O: ferrio's client library, or this process itself.
 
 use std::io;
+use std::time::Duration;
 
 use ferrio_client::{Access, Buffer, Completion, Features, Queue, QueueOptions, Session, Volume, WaitPolicy};
 use ferrio_driver::direct::{DirectQueue, Done, Transfer};
@@ -40,6 +41,8 @@ impl Ferrio {
             .arena_bytes(u64::from(order.iodepth) * order.bs.next_multiple_of(4096))
             // Plain reads and writes, as those that it is compared with do.
             .features(Features::NONE)
+            // Numbers over a restart are worth nothing.
+            .patience(Duration::ZERO)
             .open()
             .map_err(failed)?;
         let buffer = |_| session.alloc(order.bs as usize).map(Some);

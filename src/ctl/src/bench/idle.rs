@@ -1,6 +1,7 @@
 //! Sessions that do nothing.
 
 use std::io::stdin;
+use std::time::Duration;
 
 use ferrio_client::{Access, Error, Session};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,7 +18,8 @@ pub fn run(order: &IdleOrder, ready: impl FnOnce()) -> Result<(), Failure> {
     let open = |index: u32| {
         let builder = Session::builder(socket).name("bench-idle").volume(volume, Access::ReadOnly);
         let failed = |error: Error| Failure(format!("idle session {} of {sessions}: {error}", index + 1));
-        builder.arena_bytes(4096).open().map_err(failed)
+        // Patience would take a thread for each of them.
+        builder.arena_bytes(4096).patience(Duration::ZERO).open().map_err(failed)
     };
     let sessions: Vec<Session> = (0..*sessions).map(open).collect::<Result<_, _>>()?;
     ready();

@@ -46,6 +46,7 @@ pub fn run(order: &SweepOrder, tell: &mut dyn FnMut(Message)) -> Result<u64, Fai
         .volume(&order.volume, access)
         .queue(QueueOptions { entries: DEPTH, ..QueueOptions::default() })
         .arena_bytes(u64::from(DEPTH) * CHUNK_BYTES)
+        .patience(Duration::ZERO)
         .open()
         .map_err(failed)?;
     let volume = session.volume(&order.volume).map_err(failed)?;

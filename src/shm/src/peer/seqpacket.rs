@@ -35,6 +35,13 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// As [`connect`], without waiting: `WouldBlock` when the listener's backlog is full. The result is nonblocking.
+pub fn try_connect(path: &Path) -> io::Result<OwnedFd> {
+    let socket = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    retry_on_intr(|| net::connect(&socket, &SocketAddrUnix::new(path)?))?;
+    Ok(socket)
+}
+
 /// Accepts a connection. The result is nonblocking.
 pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

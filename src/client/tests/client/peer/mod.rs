@@ -1,9 +1,11 @@
 //! The daemon's side, held by the test.
 
+pub mod resume;
 mod server;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,8 +19,10 @@ use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
 use ferrio_shm::mapping::{MappedQueue, Mapping, SessionHeader};
 use ferrio_shm::peer::send_message;
 use ferrio_shm::ring::{CqCredit, CqProducer, SqConsumer};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
+
+use resume::{Identity, Remains, Resumes};
 
 pub const VOLUME_BYTES: usize = 1 << 20;
 const LONG: Duration = Duration::from_secs(20);
@@ -27,6 +31,9 @@ const LONG: Duration = Duration::from_secs(20);
 pub struct Daemon {
     directory: TempDir,
     served: Mutex<Receiver<Served>>,
+    pub resumes: Resumes,
+    /// Opens that are answered UNAVAILABLE before one is served.
+    pub unavailable: Arc<AtomicU32>,
 }
 
 /// The daemon's side of one session.
@@ -38,6 +45,9 @@ pub struct Served {
     mapping: Arc<Mapping>,
     layout: SessionLayout,
     volume: Vec<u64>,
+    identity: Identity,
+    /// Memory of the regions that came with Resume.
+    pub shown: Vec<OwnedFd>,
 }
 
 pub struct ServedQueue {
@@ -50,10 +60,14 @@ pub struct ServedQueue {
 
 impl Daemon {
     pub fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Daemon::start_in(tempfile::tempdir().unwrap())
+    }
+
+    pub fn start_in(directory: TempDir) -> Self {
         let (serve, served) = channel();
-        server::start(directory.path(), serve);
-        Daemon { directory, served: Mutex::new(served) }
+        let (resumes, unavailable) = (Resumes::default(), Arc::default());
+        server::start(directory.path(), serve, resumes.clone(), Arc::clone(&unavailable));
+        Daemon { directory, served: Mutex::new(served), resumes, unavailable }
     }
 
     pub fn control(&self) -> PathBuf {
@@ -64,8 +78,10 @@ impl Daemon {
         self.directory.path()
     }
 
+    /// Of a session that ends with its daemon.
     pub fn builder(&self) -> SessionBuilder {
-        Session::builder(self.control()).name("test").volume("data", Access::ReadWrite)
+        let builder = Session::builder(self.control()).name("test").volume("data", Access::ReadWrite);
+        builder.patience(Duration::ZERO)
     }
 
     pub fn open(&self, builder: SessionBuilder) -> (Session, Served) {
@@ -73,14 +89,18 @@ impl Daemon {
         (session, self.next_served())
     }
 
-    fn next_served(&self) -> Served {
+    pub fn next_served(&self) -> Served {
         self.served.lock().unwrap().recv_timeout(LONG).unwrap()
     }
 
     /// A session with one queue of as many SQ and CQ entries.
     pub fn queue(&self, entries: u32, cq_entries: u32, wait: WaitPolicy) -> Opened {
         let options = QueueOptions { entries, cq_entries, wait, ..QueueOptions::default() };
-        let (session, served) = self.open(self.builder().queue(options));
+        self.open_queue(self.builder().queue(options))
+    }
+
+    pub fn open_queue(&self, builder: SessionBuilder) -> Opened {
+        let (session, served) = self.open(builder);
         let (queue, volume) = (session.take_queue(0).unwrap(), session.volume("data").unwrap());
         Opened { session, queue, volume, served }
     }
@@ -100,7 +120,11 @@ pub struct Opened {
 impl Served {
     /// Takes what is in the SQ ring of queue 0, without answering.
     pub fn take(&mut self) -> Vec<Sqe> {
-        let queue = &mut self.queues[0];
+        self.take_from(0)
+    }
+
+    pub fn take_from(&mut self, queue: usize) -> Vec<Sqe> {
+        let queue = &mut self.queues[queue];
         let mut taken = Vec::new();
         while queue.sq.available().unwrap() > 0 {
             taken.extend(queue.sq.take());
@@ -112,8 +136,12 @@ impl Served {
 
     /// Posts an answer on queue 0, whatever it says, and rings if the client sleeps.
     pub fn post(&mut self, user_data: u64, result: i32) {
-        let queue = &mut self.queues[0];
-        queue.cq.push(&Cqe { user_data, result, flags: 0 });
+        self.post_to(0, Cqe { user_data, result, flags: 0 });
+    }
+
+    pub fn post_to(&mut self, queue: usize, cqe: Cqe) {
+        let queue = &mut self.queues[queue];
+        queue.cq.push(&cqe);
         if queue.cq.publish().unwrap() {
             queue.doorbell.ring().unwrap();
         }
@@ -172,6 +200,20 @@ impl Served {
 
     pub fn say(&self, event: LeaseEvent) {
         send_message(self.lease.as_fd(), &LeaseMessage::Event(event).encode(), &[]).unwrap();
+    }
+
+    /// Serves until it is killed.
+    pub fn run_until(mut self, killed: &AtomicBool) -> Remains {
+        while !killed.load(Ordering::Acquire) {
+            self.answer_all();
+            if self.queues[0].sq.prepare_sleep().unwrap() {
+                let mut doorbell = [PollFd::new(&self.doorbell, PollFlags::IN)];
+                let limit = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+                poll(&mut doorbell, Some(&limit)).unwrap();
+                self.doorbell.drain().unwrap();
+            }
+        }
+        self.die()
     }
 
     /// Serves until the client is done, asleep on doorbell and lease whenever there is nothing to do.

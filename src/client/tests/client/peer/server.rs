@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use ferrio_api::v1;
 use ferrio_api::v1::sessions_server::{Sessions, SessionsServer};
-use ferrio_shm::doorbell::{DoorbellTx, doorbell_to_client, doorbell_to_daemon};
+use ferrio_shm::doorbell::{DoorbellRx, DoorbellTx, doorbell_to_client, doorbell_to_daemon};
 use ferrio_shm::layout::{QueueSpec, SessionLayout};
 use ferrio_shm::lease::{LEASE_MESSAGE_MAX, LeaseMessage};
 use ferrio_shm::mapping::{MappedQueue, Mapping, SessionHeader, create_memfd};
@@ -18,9 +18,10 @@ use ferrio_shm::ring::{CqCredit, CqProducer, SqConsumer};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
+use super::resume::{Identity, Resumes};
 use super::{Served, ServedQueue, VOLUME_BYTES};
 
-const EPOCH: u64 = 77;
+pub const EPOCH: u64 = 77;
 
 /// A session that is open and waits for its token.
 struct Pending {
@@ -35,17 +36,20 @@ struct Service {
     attach_socket: PathBuf,
     tokens: Tokens,
     last_id: AtomicU64,
+    /// Opens that are answered UNAVAILABLE before one is served.
+    unavailable: Arc<AtomicU32>,
 }
 
-pub fn start(directory: &Path, serve: Sender<Served>) {
+pub fn start(directory: &Path, serve: Sender<Served>, resumes: Resumes, unavailable: Arc<AtomicU32>) {
     let tokens = Tokens::default();
     let attach_socket = directory.join("attach.sock");
     let attach = peer::listen(&attach_socket, 0o600).unwrap();
-    let service = Service { attach_socket, tokens: Arc::clone(&tokens), last_id: AtomicU64::new(0) };
+    let service =
+        Service { attach_socket, tokens: Arc::clone(&tokens), last_id: AtomicU64::new(0), unavailable };
     std::thread::spawn(move || {
         loop {
             super::readable([attach.as_fd()]);
-            if attach_one(peer::accept(&attach).unwrap(), &tokens, &serve).is_none() {
+            if attach_one(peer::accept(&attach).unwrap(), &tokens, &serve, &resumes).is_none() {
                 return;
             }
         }
@@ -70,6 +74,10 @@ impl Sessions for Service {
         &self,
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        let one_less = |left: u32| left.checked_sub(1);
+        if self.unavailable.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+            return Err(Status::unavailable("the daemon is stopping"));
+        }
         let request = request.into_inner();
         let mut volumes = Vec::new();
         for volume in &request.volumes {
@@ -108,7 +116,7 @@ impl Sessions for Service {
         let answer = v1::OpenSessionResponse {
             session_id,
             attach_token: token.to_vec(),
-            resume_secret: vec![0; 32],
+            resume_secret: super::resume::secret(session_id).to_vec(),
             // A name that asks for another ABI than the library speaks gets it.
             abi: if request.client_name == "abi 9" { 9 } else { request.abi_max },
             // A name that asks for nothing more gets nothing more.
@@ -150,12 +158,19 @@ impl Sessions for Service {
     }
 }
 
-fn attach_one(lease: OwnedFd, tokens: &Tokens, serve: &Sender<Served>) -> Option<()> {
-    let mut bytes = [0; LEASE_MESSAGE_MAX];
+fn attach_one(lease: OwnedFd, tokens: &Tokens, serve: &Sender<Served>, resumes: &Resumes) -> Option<()> {
+    let (mut bytes, mut shown) = ([0; LEASE_MESSAGE_MAX], Vec::new());
     super::readable([lease.as_fd()]);
-    let length = peer::recv_message(&lease, &mut bytes, &mut Vec::new(), 0).unwrap();
-    let Ok(LeaseMessage::Attach { token }) = LeaseMessage::decode(&bytes[..length]) else {
-        panic!("not an attach message: {:?}", &bytes[..length]);
+    let length = peer::recv_message(&lease, &mut bytes, &mut shown, peer::FDS_MAX).unwrap();
+    let token = match LeaseMessage::decode(&bytes[..length]) {
+        Ok(LeaseMessage::Attach { token }) => token,
+        Ok(LeaseMessage::Resume { session_id, secret }) => {
+            return match resumes.answer(lease, session_id, secret, shown) {
+                Some(served) => serve.send(served).ok(),
+                None => Some(()),
+            };
+        }
+        _ => panic!("not a first message: {:?}", &bytes[..length]),
     };
     let Some(pending) = tokens.lock().unwrap().remove(&token) else {
         let reason = "the token is unknown, used or expired".into();
@@ -172,19 +187,11 @@ fn hand_over(lease: OwnedFd, pending: Pending) -> Served {
     let mapping = Arc::new(Mapping::new(memory.as_fd(), layout.memory_bytes as usize).unwrap());
     let header = SessionHeader::new(Arc::clone(&mapping)).unwrap();
     header.init(session_id, EPOCH, &layout);
-    let (to_daemon, doorbell_rx) = doorbell_to_daemon().unwrap();
-    let (to_client, cq_rx): (Vec<DoorbellTx>, Vec<_>) =
-        (0..queues).map(|_| doorbell_to_client().unwrap()).unzip();
-    let attached = LeaseMessage::Attached {
-        session_id,
-        epoch: EPOCH,
-        memory_bytes: layout.memory_bytes,
-        doorbells: 1,
-        queues: queues as u32,
-    };
-    let mut fds: Vec<BorrowedFd<'_>> = vec![memory.as_fd(), to_daemon.as_fd()];
-    fds.extend(cq_rx.iter().map(AsFd::as_fd));
-    peer::send_message(&lease, &attached.encode(), &fds).unwrap();
+    let (doorbells, doorbell, to_client) = doorbells(queues);
+    let identity = Identity { session_id, epoch: EPOCH, memory };
+    let mut fds: Vec<BorrowedFd<'_>> = vec![identity.memory.as_fd()];
+    fds.extend(doorbells.iter().map(AsFd::as_fd));
+    identity.send_attached(&lease, &layout, &fds);
     let served = |(layout, doorbell): (&ferrio_shm::layout::QueueLayout, DoorbellTx)| {
         let rings = MappedQueue::new(Arc::clone(&mapping), layout).unwrap();
         let cq = CqProducer::new(rings.clone());
@@ -193,5 +200,15 @@ fn hand_over(lease: OwnedFd, pending: Pending) -> Served {
     };
     let queues = layout.queues.iter().zip(to_client).map(served).collect();
     let volume = vec![0; VOLUME_BYTES / 8];
-    Served { header, lease, doorbell: doorbell_rx, queues, mapping, layout, volume }
+    Served { header, lease, doorbell, queues, mapping, layout, volume, identity, shown: Vec::new() }
+}
+
+/// The client's ends, the one towards the daemon first; the daemon's end of that; those towards the client.
+pub fn doorbells(queues: usize) -> (Vec<OwnedFd>, DoorbellRx, Vec<DoorbellTx>) {
+    let (to_daemon, doorbell) = doorbell_to_daemon().unwrap();
+    let (to_client, cq_rx): (Vec<DoorbellTx>, Vec<_>) =
+        (0..queues).map(|_| doorbell_to_client().unwrap()).unzip();
+    let mut ends = vec![OwnedFd::from(to_daemon)];
+    ends.extend(cq_rx.into_iter().map(OwnedFd::from));
+    (ends, doorbell, to_client)
 }
