@@ -1,6 +1,7 @@
 //! Child processes that do not outlive their test.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::File,
     io::{self, BufRead, BufReader},
@@ -201,4 +202,28 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < limit, "waited {PATIENCE:?} for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Processes whose parent is this one.
+///
+/// # Panics
+/// There is no /proc.
+#[must_use]
+pub fn children(parent: u32) -> BTreeSet<u32> {
+    let is_child = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = stat.rsplit(") ").next().unwrap_or_default();
+        fields.split(' ').nth(1).and_then(|ppid| ppid.parse().ok()) == Some(parent)
+    };
+    let pids = std::fs::read_dir("/proc").expect("/proc");
+    pids.filter_map(|entry| entry.expect("/proc").file_name().to_str()?.parse().ok())
+        .filter(is_child)
+        .collect()
+}
+
+/// It runs or sleeps, and is no zombie.
+#[must_use]
+pub fn is_alive(pid: &u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }

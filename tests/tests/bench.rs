@@ -1,11 +1,10 @@
 //! `ferrioctl bench`: what it says, what it does to the data, and what it leaves behind. Not how fast anything is.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use ferrio_client::Access;
-use ferrio_tests::process::{program, wait_until};
+use ferrio_tests::process::{children, is_alive, program, wait_until};
 use ferrio_tests::{Daemon, DaemonBuilder, Finished, Footprint, Process};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -127,22 +126,6 @@ fn a_wrong_block_is_named() {
 }
 
 // ---- what it leaves behind
-
-/// Processes whose parent is this one.
-fn children(parent: u32) -> BTreeSet<u32> {
-    let is_child = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit(") ").next().unwrap_or_default();
-        fields.split(' ').nth(1).and_then(|ppid| ppid.parse().ok()) == Some(parent)
-    };
-    let pids = std::fs::read_dir("/proc").unwrap();
-    pids.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).filter(is_child).collect()
-}
-
-fn is_alive(pid: &u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-}
 
 #[test]
 fn nothing_is_left_when_it_is_interrupted() {

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, process::Command, time::Duration};
 
 use ferrio_client::{Access, QueueOptions, WaitPolicy};
-use ferrio_tests::{DaemonBuilder, Process, process::program};
+use ferrio_tests::{
+    DaemonBuilder, Process,
+    process::{children, is_alive, program, wait_until},
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -245,5 +248,21 @@ fn the_demo_cleans_up_when_interrupted() {
     process.signal(Signal::INT);
     let finished = process.finish();
     assert_ne!(finished.code(), 0);
+    assert!(leftovers(directory.path()).is_empty(), "left behind: {:?}", leftovers(directory.path()));
+}
+
+/// Nobody is left to tell its processes to end.
+#[test]
+fn nothing_is_left_of_a_demo_that_was_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut process = Process::start(&mut demo(directory.path(), &["--seconds", "30"]));
+    wait_until("a daemon and three clients", || {
+        assert!(!process.has_ended(), "{}", process.stderr());
+        children(process.pid()).len() == 4
+    });
+    let family = children(process.pid());
+    process.signal(Signal::KILL);
+    process.finish().expect(137);
+    wait_until("the daemon and the clients to end", || !family.iter().any(is_alive));
     assert!(leftovers(directory.path()).is_empty(), "left behind: {:?}", leftovers(directory.path()));
 }

@@ -36,6 +36,8 @@ pub enum Command {
     /// Shows a daemon and three clients at work, verifies every block, and removes what it made.
     Demo(demo::Args),
     #[command(hide = true)]
+    DemoDaemon(demo::DaemonArgs),
+    #[command(hide = true)]
     DemoClient(demo::ClientArgs),
 }
 
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
     match (cli.command, cli.config) {
         (Some(Command::Check { config }), _) => check(&config),
         (Some(Command::Demo(args)), _) => demo::run(args),
+        (Some(Command::DemoDaemon(args)), _) => demo::run_daemon(&args),
         (Some(Command::DemoClient(args)), _) => demo::run_client(args),
         (None, Some(path)) => serve(&path),
         (None, None) => dev::serve(),
@@ -74,7 +77,8 @@ pub fn abort_on_panic() {
     }));
 }
 
-fn serve(path: &std::path::Path) -> ExitCode {
+/// Runs the daemon that this file configures.
+pub fn serve(path: &std::path::Path) -> ExitCode {
     abort_on_panic();
     let (config, problems) = Config::load(path);
     let Some(config) = config else {

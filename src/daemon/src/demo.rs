@@ -34,6 +34,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 pub use client::ClientArgs;
+pub use stage::{DaemonArgs, run_daemon};
 
 use client::Role;
 use clients::{Client, Order, Tell};

@@ -1,17 +1,20 @@
 //! Where the demo happens: a private directory, a configuration, a daemon. All of it is gone afterwards.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use ferrio_api::v1;
 use ferrio_api::v1::admin_client::AdminClient;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tonic::transport::{Channel, Endpoint};
 
 use super::message::Failure;
+use crate::cli;
 
 /// Name of the demo's volume.
 pub const VOLUME: &str = "demo";
@@ -23,10 +26,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Lines of the daemon's log that are shown when it fails.
 const LOG_LINES: usize = 10;
 
+const CONFIG: &str = "ferriod.toml";
+const DIRECTORY_PREFIX: &str = "ferrio-demo-";
+
 /// A running daemon and the directory it lives in.
 pub struct Stage {
     directory: TempDir,
     daemon: Child,
+    /// The daemon ends when this is closed, which the kernel does for a demo that was killed.
+    _tether: Option<ChildStdin>,
     /// It ended by itself, and that was said.
     lost: bool,
 }
@@ -38,23 +46,26 @@ impl Stage {
             let fix = "name a writable directory on a disk with --dir";
             Failure::new("", format!("cannot {what} in {}: {error}; {fix}", parent.display()))
         };
-        let directory = tempfile::Builder::new().prefix("ferrio-demo-").tempdir_in(parent);
+        let directory = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir_in(parent);
         let directory = directory.map_err(|error| cannot("make a directory", error))?;
-        let config = directory.path().join("ferriod.toml");
+        let config = directory.path().join(CONFIG);
         let log = std::fs::File::create(directory.path().join("ferriod.log"));
         let log = log.map_err(|error| cannot("make the daemon's log", error))?;
         std::fs::write(&config, configuration(directory.path(), backend, volume_bytes)?)
             .map_err(|error| cannot("write the configuration", error))?;
         let mut command = myself()?;
-        command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.arg("demo-daemon").arg(directory.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         // A demo inside of a systemd unit must not speak for it.
         command
             .env_remove("NOTIFY_SOCKET")
             .env_remove("LISTEN_FDS")
             .env_remove("WATCHDOG_USEC")
             .env_remove("RUST_LOG");
-        let daemon = command.spawn().map_err(|error| cannot("start the daemon", error))?;
-        Ok(Self { directory, daemon, lost: false })
+        let mut daemon = command.spawn().map_err(|error| cannot("start the daemon", error))?;
+        // Taken, for whoever waits for a child closes what it still has.
+        let tether = daemon.stdin.take();
+        Ok(Self { directory, daemon, _tether: tether, lost: false })
     }
 
     /// Control socket of the daemon.
@@ -134,6 +145,32 @@ impl Stage {
         let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
         Failure::new("", format!("{what}; its log ends with:\n  {}", last.join("\n  ")))
     }
+}
+
+/// Options of the hidden `ferriod demo-daemon`.
+#[derive(Debug, clap::Args)]
+pub struct DaemonArgs {
+    /// The demo's directory.
+    pub directory: PathBuf,
+}
+
+/// Runs the daemon of a demo, and ends it in order when the demo is gone: then nobody else removes the directory.
+pub fn run_daemon(args: &DaemonArgs) -> ExitCode {
+    let orphan = Arc::new(AtomicBool::new(false));
+    let found = Arc::clone(&orphan);
+    std::thread::spawn(move || {
+        // The demo holds the other end, and never writes.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        found.store(true, SeqCst);
+        let _ = kill_process(getpid(), Signal::TERM);
+    });
+    let ended = cli::serve(&args.directory.join(CONFIG));
+    let name = args.directory.file_name().unwrap_or_default().as_encoded_bytes();
+    // Never a directory that no demo made.
+    if orphan.load(SeqCst) && name.starts_with(DIRECTORY_PREFIX.as_bytes()) {
+        let _ = std::fs::remove_dir_all(&args.directory);
+    }
+    ended
 }
 
 /// This program, to be started again. It does not get the terminal's Ctrl-C: the demo ends it in order.
