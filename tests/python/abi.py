@@ -14,6 +14,7 @@ of them; this is what makes them anyway, on x86-64, and why the module refuses t
 The GIL orders the threads of this process. It says nothing about the daemon's.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -31,7 +32,7 @@ PAGE = 4096
 
 # Section 1.
 ABI_VERSION = 1
-VECTORED, DISCARD, COMPARE_AND_WRITE, CANCEL, ORDER, CLIENT_REGIONS = (1 << bit for bit in range(6))
+VECTORED, DISCARD, COMPARE_AND_WRITE, CANCEL, ORDER, CLIENT_REGIONS, RESUME = (1 << bit for bit in range(7))
 
 # Section 5 and 9.
 OPS = ("nop", "read", "write", "readv", "writev", "flush", "discard", "write-zeroes", "compare-and-write", "cancel")
@@ -55,9 +56,10 @@ SQ_TAIL, CQ_HEAD, CLIENT_SLEEP, SQ_HEAD, DAEMON_SLEEP, CQ_TAIL = 0, 128, 132, 25
 LEASE_HEADER = struct.Struct("<IHHII")
 LEASE_MAGIC = 0x4C726566
 LEASE_MESSAGE_MAX = 1024
-ATTACH, ATTACHED, REFUSED, CLOSE, REGION_ADD, REGION_REMOVE, REGION_REPLY = range(1, 8)
+ATTACH, ATTACHED, REFUSED, CLOSE, REGION_ADD, REGION_REMOVE, REGION_REPLY, RESUME_ASK = range(1, 9)
 FAULT, RESIZE, EVICT, DRAIN = range(16, 20)
 ATTACHED_PAYLOAD = struct.Struct("<QQQII")
+RESUME_PAYLOAD = struct.Struct("<Q32s")
 REGION_PAYLOAD = struct.Struct("<H6xQ")
 REGION_REPLY_PAYLOAD = struct.Struct("<H6xiI")
 RESIZE_PAYLOAD = struct.Struct("<H6xQ")
@@ -70,7 +72,11 @@ class Unsupported(Exception):
 
 
 class SessionOver(Exception):
-    """The lease or a CQ doorbell is closed, or the daemon said Fault."""
+    """The lease or a CQ doorbell is closed, or the daemon said Fault. Refused by the daemon: with its errno."""
+
+    def __init__(self, reason, number=None):
+        super().__init__(reason)
+        self.number = number
 
 
 def check_machine():
@@ -123,14 +129,25 @@ class Lease:
         self.events = []
         self.replies = []
         self.over = None
+        # Whether the daemon wants the end: then there is nothing to resume.
+        self.farewell = False
 
     def attach(self, token, fds_max):
         self.socket.send(message(ATTACH, token))
+        return self._attached(fds_max)
+
+    def resume(self, session_id, secret, fds, fds_max):
+        socket.send_fds(self.socket, [message(RESUME_ASK, RESUME_PAYLOAD.pack(session_id, secret))], fds)
+        return self._attached(fds_max)
+
+    def _attached(self, fds_max):
         packet, fds, _, _ = socket.recv_fds(self.socket, LEASE_MESSAGE_MAX, fds_max, socket.MSG_CMSG_CLOEXEC)
-        assert packet, "the daemon closed the attach socket without an answer"
+        if not packet:
+            raise ConnectionResetError("the daemon closed the attach socket without an answer")
         kind, payload = parse(packet)
         if kind == REFUSED:
-            raise SessionOver(f"refused: {payload[4:].decode()} ({os.strerror(struct.unpack_from('<i', payload)[0])})")
+            number, = struct.unpack_from("<i", payload)
+            raise SessionOver(f"refused: {payload[4:].decode()} ({os.strerror(number)})", number)
         assert kind == ATTACHED, kind
         self.socket.setblocking(False)
         return ATTACHED_PAYLOAD.unpack(payload), fds
@@ -155,8 +172,9 @@ class Lease:
             elif kind == RESIZE:
                 self.events.append((kind, *RESIZE_PAYLOAD.unpack(payload)))
             elif kind == FAULT:
-                self.over = f"fault: {payload.decode()}"
+                self.over, self.farewell = f"fault: {payload.decode()}", True
             else:
+                self.farewell |= kind == EVICT
                 self.events.append((kind, payload))
 
     def call(self, packet, fds=()):
@@ -193,9 +211,19 @@ class Queue:
         self.rung_for = 0
         self.epoch = 0
         self.rings = self.sleeps = 0
+        self._listen()
+
+    def _listen(self):
         self.poll = select.poll()
-        self.poll.register(cq_doorbell, select.POLLIN)
-        self.poll.register(lease.socket, select.POLLIN)
+        self.poll.register(self.cq_doorbell, select.POLLIN)
+        self.poll.register(self.lease.socket, select.POLLIN)
+
+    def renew(self, doorbell, cq_doorbell, lease):
+        """After Resume: other descriptors, the same indices."""
+        self.doorbell, self.cq_doorbell, self.lease = doorbell, cq_doorbell, lease
+        self._listen()
+        # What was published before may have rung the old doorbell.
+        os.write(doorbell, struct.pack("=Q", 1))
 
     def _word(self, offset):
         return (self.layout.control_offset + offset) // 4
@@ -295,6 +323,8 @@ class Queue:
         except BlockingIOError:
             return
         if not drained:
+            # The lease says whether the session is over, or was only left by its daemon; it is closed next.
+            select.select([self.lease.socket], [], [], 20)
             self.lease.listen()
             self.lease.over = self.lease.over or "the CQ doorbell is closed"
 
@@ -305,6 +335,7 @@ class Session:
     def __init__(self, answer):
         check_machine()
         self.answer = answer
+        self.regions = {}
         self.lease = Lease(answer.attach_socket)
         fds_max = 1 + answer.doorbells + len(answer.queues)
         (session_id, epoch, memory_bytes, doorbells, queues), fds = self.lease.attach(answer.attach_token, fds_max)
@@ -313,7 +344,8 @@ class Session:
         assert len(fds) == fds_max, fds
         self.doorbells, cq_doorbells = fds[1:1 + doorbells], fds[1 + doorbells:]
         self._check_layout(answer)
-        self.memory = self._map(fds[0], memory_bytes)
+        self.memfd = fds[0]
+        self.memory = self._map(self.memfd, memory_bytes)
         self.words = memoryview(self.memory).cast("I")
         self.arena = memoryview(self.memory)[answer.arena_offset:answer.arena_offset + answer.arena_bytes]
         self._check_header(session_id, epoch)
@@ -346,8 +378,42 @@ class Session:
         assert os.fstat(fd).st_size >= memory_bytes
         memory = mmap.mmap(fd, memory_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         memory.madvise(mmap.MADV_DONTFORK)
-        os.close(fd)
         return memory
+
+    def resume(self, patience=20.0):
+        """Goes on at the next daemon (section 3, Resume)."""
+        if self.lease.farewell:
+            raise SessionOver(self.lease.over)
+        self.lease.socket.close()
+        for fd in self.doorbells + self.cq_doorbells:
+            os.close(fd)
+        answer, deadline, fds = self.answer, time.monotonic() + patience, [self.memfd]
+        fds += [region.memfd for _, region in sorted(self.regions.items())]
+        fds_max = answer.doorbells + len(answer.queues)
+        while True:
+            try:
+                self.lease = Lease(answer.attach_socket)
+                attached, fds = self.lease.resume(answer.session_id, answer.resume_secret, fds, fds_max)
+                break
+            except SessionOver as refused:
+                if refused.number not in (errno.ESHUTDOWN, errno.ETIMEDOUT, errno.ENOMEM, errno.EBUSY):
+                    raise
+                failed = refused
+            except (FileNotFoundError, ConnectionError) as error:
+                failed = error
+            if time.monotonic() > deadline:
+                raise SessionOver(f"no daemon within {patience} s: {failed}")
+            time.sleep(0.01)
+        session_id, epoch, memory_bytes, doorbells, queues = attached
+        assert (session_id, memory_bytes, doorbells, queues) == \
+            (answer.session_id, answer.memory_bytes, answer.doorbells, len(answer.queues)), attached
+        assert len(fds) == fds_max, fds
+        self._check_header(session_id, epoch)
+        self.doorbells, self.cq_doorbells = fds[:doorbells], fds[doorbells:]
+        for fd in self.cq_doorbells:
+            os.set_blocking(fd, False)
+        for queue, cq_doorbell in zip(self.queues, self.cq_doorbells, strict=True):
+            queue.renew(self.doorbells[queue.layout.doorbell], cq_doorbell, self.lease)
 
     def _check_header(self, session_id, epoch):
         header = HEADER.unpack_from(self.memory)
@@ -364,7 +430,7 @@ class Session:
 
     def close(self):
         self.lease.close()
-        for fd in self.doorbells + self.cq_doorbells:
+        for fd in self.doorbells + self.cq_doorbells + [self.memfd]:
             os.close(fd)
 
 
@@ -378,10 +444,15 @@ class Region:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         self.memory = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self.memory.madvise(mmap.MADV_DONTFORK)
+        self.memfd = fd
         self.errno = session.lease.call(message(REGION_ADD, REGION_PAYLOAD.pack(index, length)), [fd])
-        os.close(fd)
+        if self.errno == 0:
+            session.regions[index] = self
 
     def remove(self):
-        return self.session.lease.call(message(REGION_REMOVE, struct.pack("<H6x", self.index)))
+        number = self.session.lease.call(message(REGION_REMOVE, struct.pack("<H6x", self.index)))
+        if number == 0:
+            del self.session.regions[self.index]
+        return number
 
 

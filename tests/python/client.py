@@ -42,13 +42,14 @@ class Caller:
         self.session, self.queue, self.sleep = session, session.queues[index], sleep
         self.next_user_data = 1
         self.results = {}
+        self.resumed = 0
 
     def submit(self, op, **fields):
         """Pushes without publishing. Returns the user_data."""
         user_data, self.next_user_data = self.next_user_data, self.next_user_data + 1
         while not self.queue.push(sqe(op, user_data=user_data, **fields)):
             self.queue.publish()
-            self.collect(self.queue.reap() or self.queue.wait(self.sleep))
+            self.collect(self.queue.reap() or self.wait())
         return user_data
 
     def collect(self, completions):
@@ -60,8 +61,19 @@ class Caller:
     def result(self, user_data):
         self.queue.publish()
         while user_data not in self.results:
-            self.collect(self.queue.wait(self.sleep))
+            self.collect(self.wait())
         return self.results.pop(user_data).result
+
+    def wait(self):
+        """At least one completion; a session that may goes on at the next daemon."""
+        while True:
+            try:
+                return self.queue.wait(self.sleep)
+            except abi.SessionOver:
+                if not self.session.answer.features & abi.RESUME:
+                    raise
+            self.session.resume()
+            self.resumed += 1
 
     def call(self, op, **fields):
         return self.result(self.submit(op, **fields))
@@ -403,6 +415,7 @@ def dumps(arguments):
         "fault": abi.message(abi.FAULT, b"sq_tail"),
         "resize": abi.message(abi.RESIZE, abi.RESIZE_PAYLOAD.pack(1, 1 << 40)),
         "evict": abi.message(abi.EVICT, b"volume data: device gone"),
+        "resume": abi.message(abi.RESUME_ASK, abi.RESUME_PAYLOAD.pack(0x0102030405060708, secret)),
         "drain": abi.message(abi.DRAIN, (5000).to_bytes(8, "little")),
     }
     for name, data in written.items():
@@ -416,7 +429,29 @@ def dumps(arguments):
     print(f"{len(written) + 1} dumps agree")
 
 
-SCENARIOS = dict(verify=verify, checks=checks, not_granted=not_granted, fault=fault, events=events, operations=operations, dumps=dumps)
+def resume(arguments):
+    """Data and answers over as many restarts of the daemon as are told, with a region that comes along."""
+    session = open_session(arguments, features=FEATURES | abi.RESUME)
+    assert session.answer.features & abi.RESUME, "resume is not granted"
+    caller, region = Caller(session, arguments.sleep), Region(session, 3, 1 << 20)
+    expect(region.errno, 0, "RegionAdd")
+    print("started", flush=True)
+    number = 0
+    while caller.resumed < arguments.restarts:
+        number += 1
+        flying = []
+        for block in range(8):
+            region.memory[block * BLOCK:(block + 1) * BLOCK] = pattern(number, block)
+            flying.append(caller.submit("write", offset=block * BLOCK, length=BLOCK, region=3, region_offset=block * BLOCK))
+        for user_data in flying:
+            expect(caller.result(user_data), BLOCK, "a write")
+        for block in range(8):
+            expect(caller.read(block), pattern(number, block), f"block {block} in round {number}")
+    session.close()
+    print(f"resumed {caller.resumed} times in {number} rounds")
+
+
+SCENARIOS = dict(verify=verify, resume=resume, checks=checks, not_granted=not_granted, fault=fault, events=events, operations=operations, dumps=dumps)
 
 
 def main():
@@ -427,6 +462,7 @@ def main():
     parser.add_argument("--sleep", action="store_true", help="sleep as in section 7 instead of polling")
     parser.add_argument("--entries", type=int, default=8, help="SQ entries")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--restarts", type=int, default=1, help="times that the daemon is restarted")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     try:
