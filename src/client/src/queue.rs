@@ -18,7 +18,6 @@ use crate::completion::{Completion, Ticket};
 use crate::error::{Error, ProtocolError, Reason, RequestError, SessionEnd, SubmitError};
 use crate::inflight::{Flight, InFlight, Stray};
 use crate::link::Link;
-use crate::memory::Held;
 use crate::request::{Expected, Request};
 use crate::session::{Inner, QueueParts};
 use crate::spin::Spinner;
@@ -152,24 +151,16 @@ impl Queue {
     }
 
     /// Puts an admitted request into ring and table; no room gives it back.
-    pub(crate) fn stage(&mut self, mut request: Request) -> Result<Ticket, Request> {
-        let sqe = *request.sqe();
-        let flight = Flight {
-            tag: sqe.user_data,
-            expected: request.expected(),
-            held: std::mem::take(&mut request.held),
-        };
-        let user_data = match self.in_flight.insert(flight) {
-            Ok(user_data) => user_data,
-            Err(flight) => {
-                request.held = flight.held;
-                return Err(request);
-            }
-        };
-        if !self.push(&Sqe { user_data, ..sqe }) {
-            request.held = self.in_flight.take(user_data).map_or(Held::Nothing, |flight| flight.held);
+    #[inline(always)]
+    pub(crate) fn stage(&mut self, request: Request) -> Result<Ticket, Request> {
+        if !self.has_room() {
             return Err(request);
         }
+        let expected = request.expected();
+        let Request { sqe, held, .. } = request;
+        let user_data = self.in_flight.insert(Flight { tag: sqe.user_data, expected, held });
+        let pushed = self.sq.push(&Sqe { user_data, ..sqe });
+        debug_assert!(pushed.is_ok(), "there was room");
         self.stats.submitted += 1;
         Ok(Ticket(user_data))
     }
@@ -188,13 +179,14 @@ impl Queue {
         request.check(&self.inner, self.index)
     }
 
-    /// CQ entries that were picked up but not yet released count as taken in the ring's account.
-    fn push(&mut self, sqe: &Sqe) -> bool {
-        if self.sq.push(sqe).is_ok() {
-            return true;
-        }
-        self.cq.release();
-        self.sq.push(sqe).is_ok()
+    /// Room for a request in ring and table. CQ entries that were picked up but not yet released count as taken in the
+    /// ring's account.
+    fn has_room(&mut self) -> bool {
+        self.in_flight.has_room()
+            && (self.sq.has_room() || {
+                self.cq.release();
+                self.sq.has_room()
+            })
     }
 
     /// Shows the submitted requests to the daemon and wakes it if it sleeps: one store, and at most one system call.
@@ -244,12 +236,13 @@ impl Queue {
     }
 
     /// As `poll`, without what was set aside.
+    #[inline]
     pub(crate) fn reap(&mut self) -> Result<Option<Completion>, Error> {
         if self.answered_locally {
             return self.answer_locally();
         }
         match self.cq.pop() {
-            Ok(Some(cqe)) => self.complete(cqe).map(Some),
+            Ok(Some(cqe)) => self.complete(cqe),
             Ok(None) => self.found_nothing(),
             Err(fault) => {
                 let reason = Reason::new(format!("ferriod broke queue {}'s ring: {fault}", self.index));
@@ -259,18 +252,12 @@ impl Queue {
         }
     }
 
-    fn complete(&mut self, cqe: Cqe) -> Result<Completion, Error> {
-        let (queue, user_data) = (self.index, cqe.user_data);
-        let flight = match self.in_flight.take(user_data) {
+    /// The completion goes to the caller's memory in one piece: it is too large to be handed on by each function between.
+    #[inline(always)]
+    fn complete(&mut self, cqe: Cqe) -> Result<Option<Completion>, Error> {
+        let flight = match self.in_flight.take(cqe.user_data) {
             Ok(flight) => flight,
-            Err(Stray::Unknown) => {
-                self.stats.unknown += 1;
-                return Err(ProtocolError::Unknown { queue, user_data }.into());
-            }
-            Err(Stray::Doubled) => {
-                self.stats.doubled += 1;
-                return Err(ProtocolError::Doubled { queue, user_data }.into());
-            }
+            Err(stray) => return Err(self.count_stray(stray, cqe.user_data)),
         };
         let result = match (u32::try_from(cqe.result), flight.expected) {
             (Err(_), _) => Err(RequestError::Errno(Errno(cqe.result.saturating_neg()))),
@@ -281,9 +268,24 @@ impl Queue {
         };
         self.stats.completed += 1;
         self.stats.errors += u64::from(result.is_err());
-        let ticket = Ticket(user_data);
+        let ticket = Ticket(cqe.user_data);
         let (buffer, iovec) = flight.held.into_parts();
-        Ok(Completion { ticket, tag: flight.tag, result, buffer, iovec, flags: cqe.flags })
+        Ok(Some(Completion { ticket, tag: flight.tag, result, buffer, iovec, flags: cqe.flags }))
+    }
+
+    #[cold]
+    fn count_stray(&mut self, stray: Stray, user_data: u64) -> Error {
+        let queue = self.index;
+        match stray {
+            Stray::Unknown => {
+                self.stats.unknown += 1;
+                ProtocolError::Unknown { queue, user_data }.into()
+            }
+            Stray::Doubled => {
+                self.stats.doubled += 1;
+                ProtocolError::Doubled { queue, user_data }.into()
+            }
+        }
     }
 
     /// Looks, now and then, whether the session is still there.
@@ -302,7 +304,7 @@ impl Queue {
         }
         // What was posted before the end is still an answer.
         match self.cq.pop() {
-            Ok(Some(cqe)) => self.complete(cqe).map(Some),
+            Ok(Some(cqe)) => self.complete(cqe),
             _ => self.answer_locally(),
         }
     }

@@ -18,7 +18,7 @@ const IOV_ENTRY_BYTES: usize = size_of::<IovEntry>();
 #[derive(Debug)]
 pub struct Request {
     /// `user_data` carries the tag until the queue replaces it.
-    sqe: Sqe,
+    pub(crate) sqe: Sqe,
     /// 0: names no volume, any session will do.
     session_id: u64,
     raw: bool,
@@ -142,6 +142,7 @@ impl Request {
     }
 
     /// A number of the caller's that comes back with the completion.
+    #[inline]
     pub fn tag(mut self, tag: u64) -> Self {
         self.sqe.user_data = tag;
         self
@@ -159,12 +160,14 @@ impl Request {
         self.held.into_parts().1
     }
 
+    #[inline]
     fn plain(op: Opcode, volume: &Volume) -> Self {
         let sqe = Sqe { op: op as u8, volume: volume.index(), ..Sqe::default() };
         let session_id = volume.session_id();
         Request { sqe, session_id, raw: false, held: Held::Nothing }
     }
 
+    #[inline]
     fn transfer(op: Opcode, volume: &Volume, offset: u64, memory: Memory) -> Self {
         let (region, range) = (memory.region(), memory.range());
         let mut request = Request::plain(op, volume).stretch(offset, range.end - range.start);
@@ -182,6 +185,7 @@ impl Request {
         request
     }
 
+    #[inline]
     fn stretch(mut self, offset: u64, length: u64) -> Self {
         (self.sqe.offset, self.sqe.length) = (offset, length);
         self

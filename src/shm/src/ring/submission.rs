@@ -28,9 +28,14 @@ impl<M: QueueMemory> SqProducer<M> {
         SqProducer { memory, tail, published: tail, taken, released, ringer: Ringer::default() }
     }
 
+    /// Whether an SQE can be pushed. Looks at the daemon's index only when no room is known.
+    pub fn has_room(&mut self) -> bool {
+        self.known_room() > 0 || self.room() > 0
+    }
+
     /// Stages an SQE. The daemon sees it after [`SqProducer::publish`].
     pub fn push(&mut self, sqe: &Sqe) -> Result<(), Full> {
-        if self.known_room() == 0 && self.room() == 0 {
+        if !self.has_room() {
             return Err(Full);
         }
         let slot = self.memory.sqe(self.tail);
