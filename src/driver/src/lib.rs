@@ -15,6 +15,7 @@
 //! | [`proactor`] | both halves on one thread, for those in this process who wait for answers |
 //! | [`op_registry`] | who waits for an operation, and what it owns until then |
 //! | [`injector`] | closures from other threads |
+//! | [`random`] | seeded random numbers, for faults, and for those who load or check a driver |
 //! | [`select`] | which backend this machine can run, and why |
 //! | [`direct`] | the same I/O without a daemon, for `ferrioctl bench` to compare with |
 //!
@@ -45,6 +46,7 @@ pub mod driver;
 pub mod injector;
 pub mod op_registry;
 pub mod proactor;
+pub mod random;
 pub mod slab;
 pub mod slot_table;
 pub mod tag;

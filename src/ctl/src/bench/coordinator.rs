@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use ferrio_driver::random::SplitMix64;
 use hdrhistogram::Histogram;
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -13,7 +14,7 @@ use super::load;
 use super::message::{
     Failure, IdleOrder, Load, LoadOrder, Message, Order, Route, Sweep, SweepOrder, Verify, Window,
 };
-use super::pattern::{self, Ledger, Random};
+use super::pattern::{self, Ledger};
 use super::plan::Plan;
 use super::process::Client;
 use super::progress::Screen;
@@ -35,7 +36,7 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(120);
 pub struct Coordinator {
     plan: Plan,
     screen: Screen,
-    seeds: Random,
+    seeds: SplitMix64,
     /// All that live now, from their start to their end: they are ended even when nobody waits for them any more.
     clients: Vec<Client>,
     /// So is the one that holds idle sessions.
@@ -50,7 +51,7 @@ impl Coordinator {
         Coordinator {
             plan,
             screen: Screen::new(),
-            seeds: Random::new(seed),
+            seeds: SplitMix64::new(seed),
             clients: Vec::new(),
             idle: None,
             table: None,
@@ -121,9 +122,10 @@ impl Coordinator {
         }
         let sweep = match (&self.table, self.plan.destroys()) {
             (Some((_, verify)), _) => Sweep::Fill { seed: verify.seed, block_bytes: verify.block_bytes },
-            (None, true) => {
-                Sweep::Fill { seed: self.seeds.next(), block_bytes: pattern::block_bytes(self.plan.args.bs) }
-            }
+            (None, true) => Sweep::Fill {
+                seed: self.seeds.next_u64(),
+                block_bytes: pattern::block_bytes(self.plan.args.bs),
+            },
             (None, false) => Sweep::Rewrite,
         };
         let written = self.sweep(sweep, "writing the volume").await;
@@ -142,7 +144,7 @@ impl Coordinator {
         let block_bytes = pattern::block_bytes(self.plan.args.bs);
         Ledger::create(&file, self.plan.bytes / block_bytes).map_err(failed)?;
         let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-        let verify = Verify { seed: self.seeds.next(), block_bytes, generations: path.into() };
+        let verify = Verify { seed: self.seeds.next_u64(), block_bytes, generations: path.into() };
         Ok((file, verify))
     }
 
@@ -255,7 +257,7 @@ impl Coordinator {
             bs: args.bs,
             iodepth: args.iodepth,
             area: self.plan.area(client),
-            seed: self.seeds.next(),
+            seed: self.seeds.next_u64(),
             verify: self.table.as_ref().map(|(_, verify)| verify.clone()),
         }
     }

@@ -5,12 +5,13 @@
 
 use std::ops::Range;
 
+use ferrio_driver::random::SplitMix64;
 use hdrhistogram::Histogram;
 
 use super::args::Rw;
 use super::clock::now_ns;
 use super::message::{Failure, Load, LoadOrder, Window};
-use super::pattern::{Ledger, Random};
+use super::pattern::Ledger;
 use super::usage::Usage;
 
 /// Longest latency that is told apart. Nanoseconds.
@@ -50,7 +51,7 @@ pub struct Workload {
     bs: u64,
     area: Range<u64>,
     next: u64,
-    random: Random,
+    random: SplitMix64,
     verify: Option<Check>,
 }
 
@@ -69,7 +70,7 @@ impl Workload {
         let ledger = order.verify.as_ref().map(|verify| Ledger::open(verify, area.start * bs..area.end * bs));
         let busy = rw.writes().then(|| vec![false; (area.end - area.start) as usize]);
         let verify = ledger.transpose()?.map(|ledger| Check { ledger, busy });
-        let mut random = Random::new(seed);
+        let mut random = SplitMix64::new(seed);
         let next = area.start + random.below(area.end - area.start);
         Ok(Workload { rw, bs, area: area.clone(), next, random, verify })
     }
@@ -79,7 +80,7 @@ impl Workload {
         let write = match self.rw {
             Rw::RandRead | Rw::Read => false,
             Rw::RandWrite | Rw::Write => true,
-            Rw::Mixed => self.random.next() & 1 == 1,
+            Rw::Mixed => self.random.next_u64() & 1 == 1,
         };
         let mut block = self.place();
         while self.is_busy(block) {
@@ -140,10 +141,10 @@ impl Workload {
 
 /// Random data into every buffer: so every page is there, and a disk that compresses gains nothing.
 pub fn touch(engine: &mut impl Engine, depth: u32, seed: u64) -> Result<(), Failure> {
-    let mut random = Random::new(seed);
+    let mut random = SplitMix64::new(seed);
     for slot in 0..depth {
         engine.buffer(slot)?.chunks_mut(8).for_each(|bytes| {
-            let word = random.next().to_le_bytes();
+            let word = random.next_u64().to_le_bytes();
             bytes.copy_from_slice(&word[..bytes.len()]);
         });
     }

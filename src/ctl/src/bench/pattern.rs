@@ -8,6 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use ferrio_driver::random::SplitMix64;
+
 use super::message::{Failure, Verify};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ferrioBB");
@@ -35,8 +37,8 @@ impl Pattern {
     pub fn fill(&self, block: u64, generation: u32, bytes: &mut [u8]) {
         let header = self.header(block, generation);
         let mut random =
-            Random::new(header.into_iter().fold(0, |seed, word| Random::new(seed ^ word).next()));
-        let words = header.into_iter().chain(std::iter::repeat_with(|| random.next()));
+            SplitMix64::new(header.into_iter().fold(0, |seed, word| SplitMix64::new(seed ^ word).next_u64()));
+        let words = header.into_iter().chain(std::iter::repeat_with(|| random.next_u64()));
         for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
@@ -143,29 +145,6 @@ impl Ledger {
             self.generations.iter().flat_map(|generation| generation.to_le_bytes()).collect();
         let saved = self.file.write_all_at(&bytes, self.first_block * GENERATION_BYTES);
         saved.map_err(Failure::of("cannot save the table of generations"))
-    }
-}
-
-/// SplitMix64: fast, and any seed will do.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// The next number below `bound`, evenly enough for picking blocks.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
 

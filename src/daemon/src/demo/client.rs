@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ferrio_client::{Access, Features, QueueOptions, Session};
+use ferrio_driver::random::SplitMix64;
 
 use super::drive::{Drive, Job, Measured};
 use super::message::{Failure, Message, Phase, Report};
-use super::pattern::{BLOCK_BYTES, Pattern, Random};
+use super::pattern::{BLOCK_BYTES, Pattern};
 
 /// Blocks of one request of the filling and verifying: 64 KiB.
 const BULK_BLOCKS: u64 = 16;
@@ -128,7 +129,7 @@ fn open(args: &ClientArgs) -> Result<Drive, ferrio_client::Error> {
 fn work(args: &ClientArgs, drive: &mut Drive) -> Result<Measured, Failure> {
     let (start, limit) = (Instant::now(), Duration::from_secs(args.seconds));
     let mut tell = Teller::new(Phase::Work);
-    let (role, blocks, mut random, mut lap) = (args.role, args.role.blocks(), Random::new(args.seed), 0);
+    let (role, blocks, mut random, mut lap) = (args.role, args.role.blocks(), SplitMix64::new(args.seed), 0);
     let places = args.blocks / blocks;
     let jobs = move || {
         let elapsed = start.elapsed();

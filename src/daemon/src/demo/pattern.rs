@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use ferrio_driver::random::SplitMix64;
 use serde::{Deserialize, Serialize};
 
 /// Length of a block. Bytes.
@@ -66,8 +67,9 @@ impl Pattern {
     pub fn fill(&self, block: u64, generation: u64, bytes: &mut [u8]) {
         assert_eq!(bytes.len(), BLOCK_BYTES);
         let header = [MAGIC, block, generation, u64::from(self.client), self.seed];
-        let mut random =
-            Random::new(header.into_iter().fold(0, |state, word| Random::new(state ^ word).next_u64()));
+        let mut random = SplitMix64::new(
+            header.into_iter().fold(0, |state, word| SplitMix64::new(state ^ word).next_u64()),
+        );
         let words = header.into_iter().chain(std::iter::repeat_with(|| random.next_u64()));
         for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -150,31 +152,6 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// SplitMix64: fast, and any seed will do.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    /// A generator with this seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next number.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// The next number below `bound`, evenly enough for picking blocks.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,13 +199,5 @@ mod tests {
         let (old, mut torn) = (block(PATTERN, 7, 2), block(PATTERN, 7, 3));
         torn[2048..].copy_from_slice(&old[2048..]);
         told(&torn, "it is damaged; checksum wrong");
-    }
-
-    #[test]
-    fn below_stays_below() {
-        let mut random = Random::new(1);
-        let mut seen = [false; 10];
-        (0..1000).for_each(|_| seen[random.below(10) as usize] = true);
-        assert_eq!(seen, [true; 10]);
     }
 }

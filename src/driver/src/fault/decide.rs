@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::plan::{ALWAYS_PPM, FaultCounters, FaultEffect, FaultOps, FaultPlan, FaultRule};
 use crate::driver::Op;
+use crate::random::SplitMix64;
 
 /// A plan at work.
 #[derive(Debug)]
@@ -113,24 +114,17 @@ fn verdict(effect: &FaultEffect, op: &Op, unit: u32, random: &mut Random) -> Opt
     })
 }
 
-/// splitmix64: small, good enough, and the same for ever, so that a seed in a bug report keeps its meaning.
-struct Random(u64);
+struct Random(SplitMix64);
 
 impl Random {
     /// The numbers for one match of one rule, whatever was drawn for others.
     fn new(seed: u64, rule: u64, matched: u64) -> Random {
-        let mut random = Random(seed);
-        for word in [rule, matched] {
-            random = Random(random.next() ^ word);
-        }
-        random
+        let fold = |seed, word| SplitMix64::new(seed).next_u64() ^ word;
+        Random(SplitMix64::new(fold(fold(seed, rule), matched)))
     }
 
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0.next_u64()
     }
 
     /// Less than `limit`, which is not 0.
