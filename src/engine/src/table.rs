@@ -193,7 +193,7 @@ impl Sessions {
         }
         let header =
             SessionHeader::new(Arc::clone(&spec.memory)).ok_or(bad("memory without room for the header"))?;
-        let rights = self.rights_of(driver, volumes, &spec)?;
+        let rights = self.rights_of(driver, volumes, &spec, resume.is_some())?;
         let entry = self.sessions.vacant_entry();
         let key = entry.key();
         let data = epoll::EventData::new_u64(key as u64);
@@ -289,6 +289,7 @@ impl Sessions {
         driver: &mut impl SubmitHalf,
         known: &Volumes,
         spec: &SessionSpec,
+        resumed: bool,
     ) -> Result<Rights, EngineError> {
         let bad = |what| EngineError::Spec { session: spec.session_id, what };
         let mut volumes = Vec::with_capacity(spec.grants.len());
@@ -297,7 +298,14 @@ impl Sessions {
                 volumes.push(None);
                 continue;
             };
-            let volume = known.grant(grant.volume).ok_or(bad("grant of an unknown volume"))?;
+            let volume = match known.grant(grant.volume) {
+                Some(volume) => volume,
+                // It was there when the session was opened.
+                None if resumed => {
+                    GrantedVolume { id: grant.volume, ..GrantedVolume::detached(0, 1, 1, false).removed() }
+                }
+                None => return Err(bad("grant of an unknown volume")),
+            };
             volumes.push(Some(GrantedVolume { writable: volume.writable && grant.writable, ..volume }));
         }
         let bytes = spec.layout.arena_bytes;
