@@ -8,6 +8,7 @@ use std::{
 };
 
 use ferrio_client::{Access, Session, SessionBuilder};
+use ferrio_shm::peer;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -149,11 +150,11 @@ impl Daemon {
     #[track_caller]
     pub fn restart(&mut self) {
         let mut process = self.builder.spawn();
-        let control = self.control();
+        let (control, attach) = (self.control(), self.path("run/attach.sock"));
         wait_until("the daemon to serve", || {
             assert!(!process.has_ended(), "the daemon ended:\n{}", process.stderr());
             // A socket file may be a leftover of the daemon before.
-            std::os::unix::net::UnixStream::connect(&control).is_ok()
+            std::os::unix::net::UnixStream::connect(&control).is_ok() && peer::connect(&attach).is_ok()
         });
         self.process = Some(process);
     }

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -89,6 +89,24 @@ pub fn attach(path: &Path, message: &[u8]) -> (Option<LeaseMessage>, Vec<OwnedFd
     (LeaseMessage::decode(&answer[..length]).ok(), fds, socket)
 }
 
+/// Asks to go on with a session; returns the answer, its descriptors, and the socket.
+///
+/// # Panics
+/// The daemon is not there.
+pub fn resume(
+    path: &Path,
+    session_id: u64,
+    secret: [u8; 32],
+    memory: &[BorrowedFd<'_>],
+) -> (Option<LeaseMessage>, Vec<OwnedFd>, OwnedFd) {
+    let socket = peer::connect(path).expect("the daemon serves");
+    peer::send_message(&socket, &LeaseMessage::Resume { session_id, secret }.encode(), memory).expect("sent");
+    let mut fds = Vec::new();
+    let mut answer = [0; LEASE_MESSAGE_MAX];
+    let length = peer::recv_message(&socket, &mut answer, &mut fds, FDS_MAX).unwrap_or(0);
+    (LeaseMessage::decode(&answer[..length]).ok(), fds, socket)
+}
+
 /// The next message of the daemon on a lease; `None` after `patience`, and when the lease has ended.
 ///
 /// # Panics
@@ -161,6 +179,9 @@ pub struct RawSession {
     pub lease: OwnedFd,
     /// The session memory's descriptor.
     pub memfd: OwnedFd,
+    /// Proves that the session is this client's.
+    pub secret: [u8; 32],
+    attach_socket: PathBuf,
 }
 
 impl RawSession {
@@ -205,7 +226,37 @@ impl RawSession {
             cq_doorbell: DoorbellRx::from_fd(cq_doorbell),
             lease,
             memfd,
+            secret: opened.resume_secret.as_slice().try_into().expect("32 bytes"),
+            attach_socket: PathBuf::from(&opened.attach_socket),
         }
+    }
+
+    /// Shows what it takes to go on with the session, and these regions; returns the answer.
+    pub fn offer(
+        &self,
+        secret: [u8; 32],
+        memory: &[BorrowedFd<'_>],
+    ) -> (Option<LeaseMessage>, Vec<OwnedFd>, OwnedFd) {
+        resume(&self.attach_socket, self.id, secret, memory)
+    }
+
+    /// Goes on with the session after a restart of the daemon. Returns the epoch of the new one.
+    ///
+    /// # Panics
+    /// The daemon refuses.
+    #[track_caller]
+    pub fn resume(&mut self, regions: &[BorrowedFd<'_>]) -> u64 {
+        let memory = [&[self.memfd.as_fd()], regions].concat();
+        let (answer, fds, lease) = self.offer(self.secret, &memory);
+        let Some(LeaseMessage::Attached { session_id, epoch, .. }) = answer else {
+            panic!("not resumed: {answer:?}");
+        };
+        assert_eq!(session_id, self.id);
+        let [doorbell, cq_doorbell] = <[OwnedFd; 2]>::try_from(fds).expect("doorbell, CQ doorbell");
+        self.doorbell = DoorbellTx::from_fd(doorbell);
+        self.cq_doorbell = DoorbellRx::from_fd(cq_doorbell);
+        self.lease = lease;
+        epoch
     }
 
     /// Submits one SQE.

@@ -34,6 +34,7 @@ fn state(state: i32) -> &'static str {
         Ok(SessionState::Active) => "active",
         Ok(SessionState::Faulted) => "faulted",
         Ok(SessionState::Draining) => "draining",
+        Ok(SessionState::Waiting) => "waiting",
         Ok(SessionState::Unspecified) | Err(_) => "unknown",
     }
 }
@@ -94,6 +95,14 @@ fn to_table(answer: &ListSessionsResponse) -> String {
         };
         text.push_str(&format!("\n\nsession {id}: {huge} in huge pages, {why}"));
     }
+    for session in answer.sessions.iter().filter(|session| session.state == SessionState::Waiting as i32) {
+        text.push_str(&format!(
+            "\n\nsession {}: waiting for its client to come back: {} requests owed, dropped in {}",
+            session.session_id,
+            session.owed,
+            millis(session.time_left_ms)
+        ));
+    }
     for session in answer.sessions.iter().filter(|session| !session.reason.is_empty()) {
         text.push_str(&format!(
             "\n\nsession {}: {}: {}",
@@ -127,6 +136,8 @@ fn session_json(session: &Session) -> Value {
         "hugepages_reason": session.hugepages_reason,
         "regions": session.regions,
         "region_bytes": session.region_bytes,
+        "owed": session.owed,
+        "time_left_ms": session.time_left_ms,
         "counters": counters_json(&session.counters.unwrap_or_default()),
     })
 }
@@ -177,7 +188,15 @@ mod tests {
             reason: "queue 0: sq_tail is 900 ahead of sq_head, the ring has 64 entries".into(),
             ..Session::default()
         };
-        ListSessionsResponse { sessions: vec![session, faulted] }
+        let waiting = Session {
+            session_id: 3,
+            client_name: "restarted".into(),
+            state: SessionState::Waiting.into(),
+            owed: 12,
+            time_left_ms: 29_000,
+            ..Session::default()
+        };
+        ListSessionsResponse { sessions: vec![session, faulted, waiting] }
     }
 
     #[test]
@@ -186,12 +205,16 @@ mod tests {
 SESSION  CLIENT       STATE     PID   UID      AGE  MEMORY   REGIONS  QUEUES  VOLUMES
       1  prio-reader  active   4711  1000  1 m 1 s   9 MiB  2: 3 MiB       2  data:ro log:rw-shared
       2  broken       faulted     0     0     0 ms     0 B         -       0
+      3  restarted    waiting     0     0     0 ms     0 B         -       0
 
 SESSION  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST
       1       1          2          9       0  4 KiB  350 us
       2       0          0          0       0    0 B       -
+      3       0          0          0       0    0 B       -
 
 session 1: 4 MiB in huge pages, not all of its arena: 4194304 of 8388608 bytes are: no memory
+
+session 3: waiting for its client to come back: 12 requests owed, dropped in 29.0 s
 
 session 2: faulted: queue 0: sq_tail is 900 ahead of sq_head, the ring has 64 entries";
         assert_eq!(to_table(&answer()), wanted);

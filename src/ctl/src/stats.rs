@@ -27,6 +27,16 @@ fn to_table(answer: &GetStatsResponse) -> String {
                 answer.sessions, answer.sessions_opened, answer.sessions_refused
             ),
         ),
+        (
+            "of the ferriod before",
+            format!(
+                "{} waiting, {} resumed, {} dropped with {} requests owed",
+                answer.sessions_waiting,
+                answer.sessions_resumed,
+                answer.sessions_dropped,
+                answer.requests_dropped
+            ),
+        ),
     ])];
     for engine in &answer.engines {
         let columns = [Column::Left("CLASS")].into_iter().chain(COUNTER_COLUMNS).collect::<Vec<_>>();
@@ -58,6 +68,13 @@ fn engine_facts(engine: &EngineStats) -> String {
         ("chains broken", format!("{} requests", waits.broken)),
         ("timed out", waits.timed_out.to_string()),
         ("overdue", waits.overdue.to_string()),
+        (
+            "after a restart",
+            format!(
+                "{} posted again, {} as decided, {} issued again, {} outcome unknown",
+                engine.reposted, engine.decided, engine.replayed, engine.owner_dead
+            ),
+        ),
     ])
 }
 
@@ -68,6 +85,10 @@ fn to_json(answer: &GetStatsResponse) -> Value {
         "sessions": answer.sessions,
         "sessions_opened": answer.sessions_opened,
         "sessions_refused": answer.sessions_refused,
+        "sessions_waiting": answer.sessions_waiting,
+        "sessions_resumed": answer.sessions_resumed,
+        "sessions_dropped": answer.sessions_dropped,
+        "requests_dropped": answer.requests_dropped,
     })
 }
 
@@ -85,6 +106,10 @@ fn engine_json(engine: &EngineStats) -> Value {
         "sessions_faulted": engine.sessions_faulted,
         "client_wakes": engine.client_wakes,
         "waits": waits_json(&engine.waits.unwrap_or_default()),
+        "reposted": engine.reposted,
+        "decided": engine.decided,
+        "replayed": engine.replayed,
+        "owner_dead": engine.owner_dead,
     })
 }
 
@@ -106,6 +131,10 @@ mod tests {
             batches: 9,
             client_wakes: 4,
             waits: Some(Waits { held: 3, cancelled: 2, broken: 5, timed_out: 1, overdue: 6 }),
+            reposted: 7,
+            decided: 8,
+            replayed: 9,
+            owner_dead: 10,
             ..EngineStats::default()
         };
         GetStatsResponse {
@@ -114,14 +143,19 @@ mod tests {
             sessions: 2,
             sessions_opened: 5,
             sessions_refused: 1,
+            sessions_waiting: 2,
+            sessions_resumed: 3,
+            sessions_dropped: 4,
+            requests_dropped: 11,
         }
     }
 
     #[test]
     fn as_a_table() {
         let wanted = "\
-uptime    1 h 1 m
-sessions  2 open, 5 opened, 1 refused
+uptime                 1 h 1 m
+sessions               2 open, 5 opened, 1 refused
+of the ferriod before  2 waiting, 3 resumed, 4 dropped with 11 requests owed
 
 engine main
 CLASS  QUEUED  IN-FLIGHT  COMPLETED  ERRORS   BYTES  OLDEST
@@ -141,7 +175,8 @@ held by order      3
 cancelled          2
 chains broken      5 requests
 timed out          1
-overdue            6";
+overdue            6
+after a restart    7 posted again, 8 as decided, 9 issued again, 10 outcome unknown";
         assert_eq!(to_table(&answer()), wanted);
     }
 

@@ -1,16 +1,20 @@
-//! The attach socket: a token comes in, memory and doorbells go out, and the connection becomes the lease.
+//! The attach socket: a token, or the secret of a session to go on with, comes in, memory and doorbells go out, and the
+//! connection becomes the lease.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferrio_engine::kill_point;
 use ferrio_shm::lease::{LEASE_MESSAGE_MAX, LeaseMessage};
 use ferrio_shm::peer::{self, PeerIdentity};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
-use crate::sessions::Sessions;
+use crate::sessions::attaching::Attached;
+use crate::sessions::process::Birth;
+use crate::sessions::{Claim, Sessions, Token};
 use crate::uid_limit::{Place, UidLimit};
 use crate::{dispose, lease, log};
 
@@ -55,7 +59,7 @@ fn admit(socket: OwnedFd, sessions: &Arc<Sessions>, limit: &UidLimit) {
     let place = match limit.take(identity.uid) {
         Ok(place) => place,
         Err(exceeded) => {
-            refuse(&socket, &identity, Errno::NOBUFS, &exceeded.to_string());
+            refuse(&socket, &identity, Errno::BUSY, &exceeded.to_string());
             return lease::close_refused(socket, limit.count(identity.uid));
         }
     };
@@ -65,7 +69,8 @@ fn admit(socket: OwnedFd, sessions: &Arc<Sessions>, limit: &UidLimit) {
             Ok(socket) => {
                 let mut place = Some(place);
                 let outcome = greet(&socket, &identity, &sessions, &mut place, &limit).await;
-                if place.is_some() {
+                // While the daemon drains all its clients come and are told to try again: they need the places.
+                if place.is_some() && !sessions.draining() {
                     tokio::time::sleep(REFUSED_PAUSE).await;
                 }
                 lease::close_refused(socket.into_inner(), limit.count(identity.uid));
@@ -79,7 +84,13 @@ fn admit(socket: OwnedFd, sessions: &Arc<Sessions>, limit: &UidLimit) {
     });
 }
 
-/// Waits for the token, answers it, and stays as the lease. Takes `place` once it is a session's.
+/// What a connection may begin with.
+enum First {
+    Attach { token: Token },
+    Resume { session_id: u64, secret: [u8; 32], fds: Vec<OwnedFd> },
+}
+
+/// Waits for the token or secret, answers it, and stays as the lease. Takes `place` once it is a session's.
 async fn greet(
     socket: &AsyncFd<OwnedFd>,
     identity: &PeerIdentity,
@@ -89,42 +100,23 @@ async fn greet(
 ) -> io::Result<()> {
     let refuse = |errno: Errno, reason: &str| refuse(socket.get_ref(), identity, errno, reason);
     let closing = || limit.count(identity.uid);
-    let mut bytes = [0; LEASE_MESSAGE_MAX];
-    let first =
-        tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, lease::receive(socket, &mut bytes, &closing)).await;
-    let token = match first {
-        Err(_elapsed) => {
-            refuse(Errno::TIMEDOUT, "no message within 5 s; send the attach token right after connecting");
-            return Ok(());
-        }
-        Ok(Err(error)) => {
-            refuse(Errno::PROTO, &format!("the first message cannot be taken: {error}"));
-            return Ok(());
-        }
-        Ok(Ok(None)) => return Ok(()),
-        Ok(Ok(Some(LeaseMessage::Attach { token }))) => token,
-        Ok(Ok(Some(LeaseMessage::Resume { session_id, .. }))) => {
-            let reason = format!("session {session_id} is not known to this daemon; open a new session");
-            refuse(Errno::STALE, &reason);
-            return Ok(());
-        }
-        Ok(Ok(Some(_))) => {
-            refuse(Errno::PROTO, "the first message must be Attach");
+    let first = match first_message(socket, &closing).await {
+        Ok(Some(first)) => first,
+        Ok(None) => return Ok(()),
+        Err((errno, reason)) => {
+            refuse(errno, &reason);
             return Ok(());
         }
     };
-    // Before the session is attached: without a pidfd nobody would notice that its opener exited.
-    let opener = match peer::peer_pidfd(socket.get_ref()).and_then(lease::polled) {
-        Ok(opener) => opener,
-        Err(error) => {
-            refuse(Errno::SRCH, &format!("no pidfd of your process can be had: {error}"));
-            return Ok(());
-        }
-    };
-    let attached = match sessions.attach(&token, identity) {
+    let attached = begin(socket, identity, sessions, &first);
+    if let First::Resume { fds, .. } = first {
+        // Mapped by now, or not wanted.
+        dispose::wait((fds, closing())).await;
+    }
+    let (attached, opener) = match attached {
         Ok(attached) => attached,
-        Err(error) => {
-            refuse(error.errno(), &error.to_string());
+        Err((errno, reason)) => {
+            refuse(errno, &reason);
             return Ok(());
         }
     };
@@ -134,6 +126,11 @@ async fn greet(
         let fds: Vec<_> = attached.fds.iter().map(AsFd::as_fd).collect();
         peer::send_message(socket, &message, &fds)
     };
+    if attached.resumed {
+        kill_point!("resume-sent");
+    } else {
+        kill_point!("attach-sent");
+    }
     // The client's ends of the doorbells live on in the client alone: their end tells the engine that it is gone.
     drop(attached.fds);
     if let Err(error) = sent {
@@ -146,6 +143,57 @@ async fn greet(
     // The lease closes when nothing can touch the memory any more: a client may wait for that.
     while events.recv().await.is_some() {}
     Ok(())
+}
+
+/// Waits for what a connection begins with; `None`: it closed.
+async fn first_message(
+    socket: &AsyncFd<OwnedFd>,
+    closing: &impl Fn() -> Place,
+) -> Result<Option<First>, (Errno, String)> {
+    let mut bytes = [0; LEASE_MESSAGE_MAX];
+    let received = lease::receive_all(socket, &mut bytes, closing);
+    let received = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, received).await.map_err(|_elapsed| {
+        let reason = "no message within 5 s; send the attach token right after connecting";
+        (Errno::TIMEDOUT, reason.to_owned())
+    })?;
+    let (message, fds) =
+        received.map_err(|error| (Errno::PROTO, format!("the first message cannot be taken: {error}")))?;
+    let first = match message {
+        Some(LeaseMessage::Resume { session_id, secret }) => {
+            return Ok(Some(First::Resume { session_id, secret, fds }));
+        }
+        Some(LeaseMessage::Attach { token }) => Ok(Some(First::Attach { token })),
+        Some(_) => Err((Errno::PROTO, "the first message must be Attach or Resume".to_owned())),
+        None => Ok(None),
+    };
+    if !fds.is_empty() {
+        dispose::wait((fds, closing())).await;
+    }
+    first
+}
+
+/// Attaches or resumes; with what tells that the opener exits.
+fn begin(
+    socket: &AsyncFd<OwnedFd>,
+    identity: &PeerIdentity,
+    sessions: &Sessions,
+    first: &First,
+) -> Result<(Attached, AsyncFd<OwnedFd>), (Errno, String)> {
+    // Before the session is attached: without a pidfd nobody would notice that its opener exited.
+    let opener = peer::peer_pidfd(socket.get_ref())
+        .and_then(lease::polled)
+        .map_err(|error| (Errno::SRCH, format!("no pidfd of your process can be had: {error}")))?;
+    let birth = Birth::of(opener.get_ref(), identity.pid).ok();
+    let attached = match first {
+        First::Attach { token } => {
+            sessions.attach(token, identity, birth).map_err(|error| (error.errno(), error.to_string()))
+        }
+        First::Resume { session_id, secret, fds } => {
+            let claim = Claim { session_id: *session_id, secret, fds, birth };
+            sessions.resume(&claim, identity).map_err(|error| (error.errno(), error.to_string()))
+        }
+    };
+    Ok((attached?, opener))
 }
 
 /// Answers, and logs whom. What the peer does with the answer is its own affair.

@@ -27,6 +27,9 @@ use crate::acl::AllowList;
 /// Name of the engine that exists when none is configured.
 pub const DEFAULT_ENGINE: &str = "main";
 
+/// Directory of the saved sessions, in that of the journals.
+pub const SESSIONS_DIR: &str = "sessions";
+
 /// A configuration whose every value is within its limits.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -55,6 +58,8 @@ pub struct DaemonSection {
     pub log_level: tracing::Level,
     /// Longest wait for requests in flight at shutdown. Seconds.
     pub drain_timeout_s: u64,
+    /// How long sessions of the daemon before wait for their clients. Seconds.
+    pub resume_timeout_s: u64,
 }
 
 /// `[limits]`: what clients may take.
@@ -262,6 +267,11 @@ impl Config {
     /// Directory of the journal.
     pub fn journal_dir(&self) -> PathBuf {
         self.daemon.runtime_dir.value.join("journal")
+    }
+
+    /// Directory of the saved sessions.
+    pub fn sessions_dir(&self) -> PathBuf {
+        self.journal_dir().join(SESSIONS_DIR)
     }
 }
 

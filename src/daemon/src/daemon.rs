@@ -75,14 +75,15 @@ async fn serve(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, St
     Ok(Ending::Drained)
 }
 
-/// Takes nothing new, answers what was accepted, ends the sessions and the engines.
+/// Takes nothing new, answers what was accepted, leaves the sessions that can be resumed to the next daemon, ends the others and
+/// the engines.
 async fn drain(daemon: &Arc<Daemon>, phase: &watch::Sender<Phase>) {
     let limit = Duration::from_secs(daemon.config.daemon.drain_timeout_s);
     systemd::stopping();
     phase.send_replace(Phase::Draining);
     daemon.sessions.drain(limit);
     let left = drain_engines(daemon, limit).await;
-    daemon.sessions.end_all("ferriod stops");
+    daemon.sessions.leave_all("ferriod stops");
     let gone = async {
         while daemon.sessions.totals().open > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;

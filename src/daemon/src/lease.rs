@@ -22,8 +22,6 @@ const UNREAD_MAX: u32 = 16;
 const BUSY_LOOKS: u32 = 10;
 /// Pause between two of them.
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
-/// Descriptors with one message: a resume brings the session memory and its regions.
-const FDS_MAX: usize = 64;
 
 /// A descriptor that the control thread polls.
 #[expect(
@@ -63,7 +61,7 @@ async fn closed(closing: &mut Closing) {
 }
 
 /// As [`receive`]; the caller closes the descriptors.
-async fn receive_all(
+pub async fn receive_all(
     socket: &AsyncFd<OwnedFd>,
     bytes: &mut [u8],
     place: &impl Fn() -> Place,
@@ -72,12 +70,8 @@ async fn receive_all(
         let mut ready = socket.readable().await?;
         let mut fds = Vec::new();
         let received = ready.try_io(|socket| peer::recv_message(socket, bytes, &mut fds, peer::FDS_MAX));
-        let count = fds.len();
         let invalid = |error| Err(io::Error::new(io::ErrorKind::InvalidData, error));
         let outcome = match received {
-            Ok(Ok(_)) if count > FDS_MAX => {
-                invalid(format!("the message carries {count} descriptors, at most {FDS_MAX} are taken"))
-            }
             Ok(Ok(0)) => return Ok((None, fds)),
             Ok(Ok(length)) => match LeaseMessage::decode(&bytes[..length]) {
                 Ok(message) => return Ok((Some(message), fds)),

@@ -3,14 +3,22 @@
 //! ```text
 //!            attach                  rings break the protocol
 //! Opened ----------------> Active ---------------------------> Faulted
-//!   | token expires          | lease closes, opener exits,        | the same
-//!   v                        v daemon stops                       |
+//!   | token expires         ^ | lease closes, opener exits,       | the same
+//!   |                resume | | daemon stops                      |
+//!   |                       | |                                   |
+//!   |                  Waiting|<- found at the start              |
+//!   |   does not come back  | |   of the next daemon              |
+//!   v                       v v                                   |
 //!  gone <--------------- Draining <-------------------------------+
 //!        every engine has
 //!        answered what was in flight
 //! ```
 //!
 //! A session keeps its memory and its volumes until it is gone: the kernel may still write to both while it drains.
+//!
+//! A session that was granted the feature resume has a file ([`saved`]) from before its client gets its memory until the session
+//! ends, which is when its file is removed. So what a daemon finds at its start is what its client may come back for: a daemon
+//! that is killed ends no session, and one that stops leaves such sessions to the next.
 //! Everything here runs on the control thread, except that engines report faults and ends over a channel.
 
 pub mod attaching;
@@ -21,7 +29,10 @@ pub mod memory;
 pub mod plan;
 pub mod process;
 pub mod regions;
+mod resuming;
 pub mod saved;
+mod saving;
+mod waiting;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -39,12 +50,16 @@ use crate::config::Limits;
 use crate::volumes::{Hold, Holder, VolumeKey, Volumes};
 use crate::{dispose, log};
 pub use list::{counters, waits};
+pub use resuming::Claim;
 
 use error::OpenError;
 use hugepages::{HugePages, Makers};
 use memory::{ClientEnds, EngineEnds, SessionMemory};
 use plan::{Plan, PlannedVolume, Rules};
+use process::Birth;
 use regions::Regions;
+use saved::{MemoryFile, Secret, Store};
+use waiting::Waiting;
 
 /// A one-time token.
 pub type Token = [u8; 32];
@@ -62,7 +77,12 @@ pub struct Sessions {
     notices: mpsc::UnboundedSender<Notice>,
     opened: AtomicU64,
     refused: AtomicU64,
+    resumed: AtomicU64,
+    dropped: AtomicU64,
+    requests_dropped: AtomicU64,
     makers: Makers,
+    store: Store,
+    resume_timeout: Duration,
 }
 
 #[derive(Default)]
@@ -71,15 +91,22 @@ struct Table {
     draining: bool,
     by_id: BTreeMap<u64, Session>,
     tokens: HashMap<Token, u64>,
+    /// Why sessions that the daemon before left are gone: for their clients, should they come back.
+    lost: BTreeMap<u64, String>,
 }
 
 struct Session {
     client_name: String,
     pid: u32,
+    /// Which of those that have this pid in the course of time; `None` where that is not known, or not needed.
+    birth: Option<Birth>,
     uid: u32,
+    secret: Secret,
     since: Instant,
     plan: Plan,
-    memory: SessionMemory,
+    /// `None` while it waits for its client, who has it.
+    memory: Option<SessionMemory>,
+    memory_file: MemoryFile,
     hugepages: HugePages,
     /// What the client has added.
     regions: Regions,
@@ -93,6 +120,7 @@ struct Session {
 
 enum State {
     Opened { token: Token, client: ClientEnds, engine: EngineEnds },
+    Waiting(Waiting),
     Active,
     Faulted { reason: String },
     Draining { reason: String },
@@ -102,6 +130,8 @@ enum State {
 enum EngineState {
     /// Knows nothing of the session, or no longer.
     Clear,
+    /// Has it in the journal, and what it is owed.
+    Dormant,
     /// Serves it.
     Serving,
     /// Was told to close it.
@@ -141,10 +171,14 @@ pub struct Setup {
     pub attach_socket: String,
     /// Random number of this start of the daemon.
     pub epoch: u64,
+    /// Where sessions are saved.
+    pub store: Store,
+    /// How long the sessions of the daemon before wait for their clients.
+    pub resume_timeout: Duration,
 }
 
 impl Sessions {
-    /// No sessions yet. The receiver belongs to [`Sessions::serve_notices`].
+    /// No sessions yet; [`Sessions::adopt`] takes those of the daemon before. The receiver belongs to [`Sessions::serve_notices`].
     pub fn new(setup: Setup) -> (Arc<Self>, mpsc::UnboundedReceiver<Notice>) {
         let (notices, receiver) = mpsc::unbounded_channel();
         let engine_names = setup.engines.iter().map(|engine| engine.info().name.clone()).collect();
@@ -160,7 +194,12 @@ impl Sessions {
             notices,
             opened: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            requests_dropped: AtomicU64::new(0),
             makers: Makers::default(),
+            store: setup.store,
+            resume_timeout: setup.resume_timeout,
         };
         (Arc::new(sessions), receiver)
     }
@@ -201,21 +240,25 @@ impl Sessions {
         if table.draining {
             return Err(OpenError::Draining);
         }
-        let plan = rules.plan(request, peer)?;
+        let mut plan = rules.plan(request, peer)?;
+        let birth = saving::birth_of(&mut plan, peer.pid);
         table.check_limits(&self.limits, &plan, peer.uid)?;
         let session_id = table.last_id + 1;
-        let hold = self.take_volumes(session_id, &plan, peer)?;
+        let hold = self.take_volumes(session_id, &plan, (peer.pid, peer.uid))?;
         let (memory, client, engine) = SessionMemory::create(&plan, session_id, self.epoch)?;
         let (token, secret) = (random()?, random()?);
         let answer = self.answer(session_id, &plan, token, secret);
         let session = Session {
             client_name: plan.client_name.clone(),
             pid: peer.pid,
+            birth,
             uid: peer.uid,
+            secret: Secret::new(secret),
             since: Instant::now(),
             engines: vec![EngineState::Clear; plan.engines.len()],
             plan,
-            memory,
+            memory_file: memory.file,
+            memory: Some(memory),
             hugepages: HugePages::default(),
             regions: Regions::new(),
             state: State::Opened { token, client, engine },
@@ -229,14 +272,8 @@ impl Sessions {
         Ok(answer)
     }
 
-    fn take_volumes(&self, session_id: u64, plan: &Plan, peer: &PeerIdentity) -> Result<Hold, OpenError> {
-        let holder = |access| Holder {
-            session_id,
-            client_name: plan.client_name.clone(),
-            pid: peer.pid,
-            uid: peer.uid,
-            access,
-        };
+    fn take_volumes(&self, session_id: u64, plan: &Plan, (pid, uid): (u32, u32)) -> Result<Hold, OpenError> {
+        let holder = |access| Holder { session_id, client_name: plan.client_name.clone(), pid, uid, access };
         let wanted = plan.volumes.iter().map(|volume| (volume.key, holder(volume.access))).collect();
         self.volumes.take(session_id, wanted).map_err(|held| {
             let PlannedVolume { grant, access, .. } = &plan.volumes[held.wanted];
@@ -275,7 +312,7 @@ impl Sessions {
             doorbells: count(plan.engines.len()),
             hugepages_bytes: 0,
             hugepages_reason: String::new(),
-            regions_max: if regions { self.limits.regions_per_session_max } else { 0 },
+            regions_max: if regions { self.regions_max(plan) } else { 0 },
             region_bytes_max: if regions { self.limits.region_bytes_max } else { 0 },
         }
     }
@@ -310,12 +347,19 @@ impl Sessions {
         log::session(format_args!("session {session_id} of {:?}: ends: {reason}", session.client_name));
         let ended = State::Draining { reason: reason.to_owned() };
         let before = std::mem::replace(&mut session.state, ended);
+        // First: whenever the daemon is killed from here on, the next one does not wait for this client.
+        self.unsave(session_id, session);
         if let State::Active = before {
-            session.memory.set_state(SessionState::Draining);
+            session.tell_state(SessionState::Draining);
         }
-        self.close_in_engines(session_id, session);
-        if let State::Opened { token, .. } = before {
-            table.tokens.remove(&token);
+        let dropped = self.close_in_engines(session_id, session);
+        match before {
+            State::Opened { token, .. } => drop(table.tokens.remove(&token)),
+            State::Waiting(_) => {
+                self.count_dropped(dropped);
+                table.lost.insert(session_id, reason.to_owned());
+            }
+            _ => {}
         }
         table.remove_if_done(session_id);
     }
@@ -333,17 +377,28 @@ impl Sessions {
         true
     }
 
-    fn close_in_engines(&self, session_id: u64, session: &mut Session) {
+    /// Returns how many requests are dropped that the daemon before had accepted.
+    fn close_in_engines(&self, session_id: u64, session: &mut Session) -> u64 {
+        let mut dropped = 0;
         for (place, state) in session.engines.iter_mut().enumerate() {
-            if *state == EngineState::Serving {
-                *state = EngineState::Closing;
-                let notices = self.notices.clone();
-                let done = Box::new(move || {
-                    let _ = notices.send(Notice::Closed { session_id, place });
-                });
-                self.engines[session.plan.engines[place]].close_session(session_id, done);
+            let engine = &self.engines[session.plan.engines[place]];
+            match *state {
+                EngineState::Serving => {
+                    *state = EngineState::Closing;
+                    let notices = self.notices.clone();
+                    let done = Box::new(move || {
+                        let _ = notices.send(Notice::Closed { session_id, place });
+                    });
+                    engine.close_session(session_id, done);
+                }
+                EngineState::Dormant => {
+                    *state = EngineState::Clear;
+                    dropped += waiting::forget(engine, session_id);
+                }
+                EngineState::Clear | EngineState::Closing => {}
             }
         }
+        dropped
     }
 
     /// Takes what the I/O threads report, for as long as the daemon lives.
@@ -366,7 +421,8 @@ impl Sessions {
             "session {session_id} of {:?} (pid {}): faulted: {reason}",
             session.client_name, session.pid
         ));
-        session.memory.set_state(SessionState::Faulted);
+        self.unsave(session_id, session);
+        session.tell_state(SessionState::Faulted);
         if let Some(events) = &session.events {
             let _ = events.try_send(LeaseEvent::Fault { reason: reason.clone() });
         }
@@ -392,7 +448,7 @@ impl Sessions {
         let deadline_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
         for session in table.by_id.values_mut() {
             if let State::Active = session.state {
-                session.memory.set_state(SessionState::Draining);
+                session.tell_state(SessionState::Draining);
             }
             if let Some(events) = &session.events {
                 let _ = events.try_send(LeaseEvent::Drain { deadline_ms });
@@ -400,10 +456,25 @@ impl Sessions {
         }
     }
 
-    /// Ends every session.
-    pub fn end_all(&self, reason: &str) {
-        let all: Vec<u64> = self.table().by_id.keys().copied().collect();
-        all.into_iter().for_each(|session_id| self.end(session_id, reason));
+    /// Leaves the sessions that can be resumed to the next daemon, and ends the others. Their leases close.
+    pub fn leave_all(&self, reason: &str) {
+        let (left, others): (Vec<u64>, Vec<u64>) = {
+            let table = self.table();
+            table.by_id.keys().copied().partition(|session_id| table.by_id[session_id].outlives_the_daemon())
+        };
+        let left: Vec<Session> = {
+            let mut table = self.table();
+            left.iter().filter_map(|session_id| table.by_id.remove(session_id)).collect()
+        };
+        if !left.is_empty() {
+            tracing::info!(
+                "{} sessions are left to the next ferriod, their clients may come back",
+                left.len()
+            );
+        }
+        // The engines have the memory for as long as they need it; unmapping takes its time.
+        dispose::later(left);
+        others.into_iter().for_each(|session_id| self.end(session_id, reason));
     }
 
     /// Whether the daemon is stopping.
@@ -413,6 +484,13 @@ impl Sessions {
 }
 
 impl Session {
+    /// Tells the client where its session stands, in memory that it may be spinning on.
+    fn tell_state(&self, state: SessionState) {
+        if let Some(memory) = &self.memory {
+            memory.set_state(state);
+        }
+    }
+
     /// Tells the client the size of a volume, if it is news.
     fn resized(&mut self, index: usize, size_bytes: u64) {
         let grant = &mut self.plan.volumes[index].grant;
@@ -486,7 +564,7 @@ impl Table {
                 && session.engines.iter().all(|state| *state == EngineState::Clear)
         });
         if done && let Some(session) = self.by_id.remove(&session_id) {
-            session.memory.set_state(SessionState::Closed);
+            session.tell_state(SessionState::Closed);
             // Unmapping takes its time, and nobody waits for it.
             dispose::later((session.memory, session.regions));
             tracing::debug!("session {session_id}: gone");

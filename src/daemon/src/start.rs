@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection};
 use crate::control::{Daemon, Phase};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::sessions::saved::Store;
 use crate::sessions::{Notice, Sessions, Setup};
 use crate::volumes::change::Changes;
 use crate::volumes::error::VolumeError;
@@ -81,6 +82,8 @@ pub fn start(config: Config) -> Result<Started, StartError> {
     for section in &config.engines {
         engines.push(start_engine(&config, section, epoch)?);
     }
+    let store = Store::new(&config.sessions_dir()).map_err(saved)?;
+    let found = store.load().map_err(saved)?;
     let volumes = open_volumes(&config, &engines)?;
     let control = listen_control(&config, &runtime_dir)?;
     let attach = listen_attach(&config, &runtime_dir)?;
@@ -90,13 +93,23 @@ pub fn start(config: Config) -> Result<Started, StartError> {
         engines: engines.clone(),
         attach_socket: config.attach_socket().display().to_string(),
         epoch,
+        store,
+        resume_timeout: Duration::from_secs(config.daemon.resume_timeout_s),
     });
+    sessions.adopt(found);
     let (phase, phases) = watch::channel(Phase::Running);
     let since = Instant::now();
     let changes = Changes::new(Arc::clone(&volumes), engines.clone(), Arc::clone(&sessions));
     let daemon =
         Arc::new(Daemon { config, engines, volumes, sessions, changes, since, epoch, phase: phases });
     Ok(Started { daemon, phase, notices, control, attach, runtime_dir })
+}
+
+fn saved(source: std::io::Error) -> StartError {
+    StartError::System {
+        what: "read the sessions of the ferriod before in daemon.runtime_dir/journal/sessions",
+        source,
+    }
 }
 
 /// Sessions cost descriptors; the soft limit is for programs that use select(2), this one does not.
@@ -132,16 +145,6 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
         journal: config.journal_dir().join(&section.name.value),
         epoch,
     })?;
-    // Nobody can come back for them yet.
-    for dormant in engine.dormant() {
-        let dropped = engine.forget_session(dormant.session_id)?;
-        tracing::warn!(
-            engine = section.name.value,
-            session = dormant.session_id,
-            dropped,
-            "a session of before was dropped"
-        );
-    }
     let info = engine.info();
     tracing::info!(
         "engine {}: {} with {} I/O thread(s), {} requests deep ({}); modes: {}",

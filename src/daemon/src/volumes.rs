@@ -37,6 +37,11 @@ const OPENING_MAX: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeKey(u64);
 
+impl VolumeKey {
+    /// That of no volume.
+    pub const NONE: Self = Self(0);
+}
+
 /// A volume as it stands.
 #[derive(Debug, Clone)]
 pub struct Volume {

@@ -356,7 +356,7 @@ async fn a_stopping_daemon_says_so() {
     let heard = heard_on(&lease, &mut bytes).await.expect("received");
     assert_eq!(heard, Some(LeaseMessage::Event(LeaseEvent::Drain { deadline_ms: 3000 })));
 
-    fixture.daemon.sessions.end_all("test");
+    fixture.daemon.sessions.leave_all("test");
     assert_eq!(heard_on(&lease, &mut bytes).await.expect("received"), None, "the lease closes at the end");
     until("all to go", async || fixture.list().await.is_empty().then_some(())).await;
 }

@@ -1,14 +1,21 @@
 //! A client process for the tests: does verified I/O, holds a session, or tries to get one.
 
 use std::{
+    os::fd::AsFd,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use ferrio_api::v1;
 use ferrio_client::{Access, Buffer, Queue, QueueOptions, Request, Session, Volume, WaitPolicy};
-use ferrio_tests::hostile::{self, Act};
+use ferrio_shm::abi::features;
+use ferrio_tests::{
+    RawSession,
+    hostile::{self, Act},
+    raw::{self, open_request, request},
+};
 
 const BLOCK: u64 = 4096;
 
@@ -59,6 +66,16 @@ enum Command {
         access: Mode,
         #[arg(long, default_value_t = 1)]
         sessions: u32,
+    },
+    /// Opens a session that could be resumed, says so, and waits for a signal. Never comes back.
+    Leave { volume: String },
+    /// Tries to go on with the session of another process, and says what it is told.
+    Usurp {
+        session: u64,
+        /// 64 hexadecimal digits.
+        secret: String,
+        /// Its memory, under /proc.
+        memory: PathBuf,
     },
 }
 
@@ -120,6 +137,29 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             loop {
                 std::thread::park();
             }
+        }
+        Command::Leave { volume } => {
+            let asked = request(&[(volume, v1::Access::ReadWrite)], 8);
+            let opened = open_request(
+                &arguments.socket,
+                v1::OpenSessionRequest { features: features::RESUME, ..asked },
+            )?;
+            let session = RawSession::attach(&opened);
+            println!("holding session {}", session.id);
+            loop {
+                std::thread::park();
+            }
+        }
+        Command::Usurp { session, secret, memory } => {
+            let mut bytes = [0; 32];
+            for (index, byte) in bytes.iter_mut().enumerate() {
+                *byte = u8::from_str_radix(secret.get(2 * index..2 * index + 2).ok_or("short")?, 16)?;
+            }
+            let memory = std::fs::File::options().read(true).write(true).open(memory)?;
+            let path = arguments.socket.with_file_name("attach.sock");
+            let (answer, _, _) = raw::resume(&path, *session, bytes, &[memory.as_fd()]);
+            println!("told {answer:?}");
+            Ok(())
         }
         Command::Verify { volume, offset, bytes, entries, seed, seconds, until, wait, prio } => {
             let wait = match wait {

@@ -30,6 +30,7 @@ macro_rules! numbers {
 
 numbers! {
     DRAIN_TIMEOUT_S = "daemon" "drain_timeout_s", "seconds", 0..=3600, 30;
+    RESUME_TIMEOUT_S = "daemon" "resume_timeout_s", "seconds", 1..=3600, 30;
 
     SESSIONS_MAX = "limits" "sessions_max", "sessions", 1..=4096, 256;
     SESSIONS_PER_UID_MAX = "limits" "sessions_per_uid_max", "sessions", 1..=4096, 64;

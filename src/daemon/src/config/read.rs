@@ -9,8 +9,8 @@ use super::keys;
 use super::patience::{LOOK_LIMIT, within};
 use super::reader::{At, Section, Source};
 use super::{
-    Config, DEFAULT_ENGINE, DaemonSection, EngineSection, Limits, Problems, VolumeSection, VolumeSource,
-    fault, users,
+    Config, DEFAULT_ENGINE, DaemonSection, EngineSection, Limits, Problems, SESSIONS_DIR, VolumeSection,
+    VolumeSource, fault, users,
 };
 use crate::acl::AllowList;
 
@@ -94,6 +94,7 @@ fn read_daemon(mut section: Section<'_, '_>) -> DaemonSection {
         group,
         log_level: section.choice("log_level", &levels, tracing::Level::INFO).value,
         drain_timeout_s: section.number(&keys::DRAIN_TIMEOUT_S).value,
+        resume_timeout_s: section.number(&keys::RESUME_TIMEOUT_S).value,
     };
     section.finish();
     daemon
@@ -174,6 +175,10 @@ fn read_engines(sections: Vec<Section<'_, '_>>) -> Vec<EngineSection> {
     let mut engines = Vec::new();
     for mut section in sections {
         let name = read_name(&mut section, &names);
+        if name.value == SESSIONS_DIR {
+            let what = "is the directory of the saved sessions, beside the journals that are called as their engines";
+            section.refuse("name", &name, "\"sessions\"", what, "another name", "rename the engine");
+        }
         names.push(name.clone());
         let queue_depth = section.number(&keys::QUEUE_DEPTH).value;
         let requests_max = section.number(&keys::REQUESTS_MAX);

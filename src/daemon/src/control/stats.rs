@@ -21,6 +21,10 @@ impl Stats for Daemon {
             sessions: totals.open,
             sessions_opened: totals.opened,
             sessions_refused: totals.refused,
+            sessions_waiting: totals.waiting,
+            sessions_resumed: totals.resumed,
+            sessions_dropped: totals.dropped,
+            requests_dropped: totals.requests_dropped,
         }))
     }
 }
@@ -40,5 +44,9 @@ fn show(name: &str, snapshot: &EngineSnapshot) -> EngineStats {
         sessions_faulted: count.sessions_faulted,
         client_wakes: count.client_wakes,
         waits: Some(waits(&snapshot.waits)),
+        reposted: count.reposted,
+        decided: count.decided,
+        replayed: count.replayed,
+        owner_dead: count.owner_dead,
     }
 }

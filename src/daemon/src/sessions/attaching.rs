@@ -1,10 +1,11 @@
-//! From a token to a session that the engines serve.
+//! From a token, or a secret, to a session that the engines serve.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ferrio_engine::{Grant, QueueAttach, SessionSpec};
+use ferrio_engine::{EngineError, Grant, QueueAttach, Resumed, SessionSpec, kill_point};
+use ferrio_shm::doorbell::DoorbellRx;
 use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
 use ferrio_shm::peer::PeerIdentity;
 use tokio::sync::mpsc;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use super::error::AttachError;
 use super::memory::EngineEnds;
 use super::plan::{Plan, PlannedVolume, VOLUMES_PER_SESSION_MAX};
+use super::process::Birth;
 use super::{EngineState, Notice, Session, Sessions, State, Token};
 use crate::log;
 
@@ -27,19 +29,31 @@ pub struct Attached {
     pub message: LeaseMessage,
     /// Descriptors that go with it.
     pub fds: Vec<OwnedFd>,
+    /// The client has gone on with it, and has its memory.
+    pub resumed: bool,
     /// What to tell the client; ends when the session is gone.
     pub events: mpsc::Receiver<LeaseEvent>,
 }
 
 impl Sessions {
-    /// Turns a token into a session that the engines serve.
-    pub fn attach(&self, token: &Token, peer: &PeerIdentity) -> Result<Attached, AttachError> {
-        self.try_attach(token, peer).inspect_err(|_| {
+    /// Turns a token into a session that the engines serve. `birth` tells which process `peer` is, where that can be known.
+    pub fn attach(
+        &self,
+        token: &Token,
+        peer: &PeerIdentity,
+        birth: Option<Birth>,
+    ) -> Result<Attached, AttachError> {
+        self.try_attach(token, peer, birth).inspect_err(|_| {
             self.refused.fetch_add(1, Relaxed);
         })
     }
 
-    fn try_attach(&self, token: &Token, peer: &PeerIdentity) -> Result<Attached, AttachError> {
+    fn try_attach(
+        &self,
+        token: &Token,
+        peer: &PeerIdentity,
+        birth: Option<Birth>,
+    ) -> Result<Attached, AttachError> {
         let mut table = self.table();
         if table.draining {
             return Err(AttachError::Draining);
@@ -47,7 +61,8 @@ impl Sessions {
         let unknown = || AttachError::Token { timeout_s: self.limits.attach_timeout_s };
         let session_id = *table.tokens.get(token).ok_or_else(unknown)?;
         let session = table.by_id.get_mut(&session_id).ok_or_else(unknown)?;
-        if (session.uid, session.pid) != (peer.uid, peer.pid) {
+        let another = session.birth.is_some() && session.birth != birth;
+        if another || (session.uid, session.pid) != (peer.uid, peer.pid) {
             // The token stays good for its owner, whom a thief must not be able to lock out.
             let (opener_pid, opener_uid) = (session.pid, session.uid);
             return Err(AttachError::Stranger { opener_pid, opener_uid, pid: peer.pid, uid: peer.uid });
@@ -57,6 +72,11 @@ impl Sessions {
             self.end(session_id, &format!("volume {gone:?} was removed before it attached"));
             return Err(AttachError::VolumeGone(gone));
         }
+        if !matches!(session.state, State::Opened { .. }) {
+            return Err(unknown());
+        }
+        // From before the client has anything that it could come back with.
+        self.save(session_id, session).map_err(AttachError::Save)?;
         let State::Opened { client, engine, .. } = std::mem::replace(&mut session.state, State::Active)
         else {
             return Err(unknown());
@@ -66,6 +86,25 @@ impl Sessions {
             "session {session_id} of {:?} (pid {pid}, uid {uid}): attached",
             session.client_name
         ));
+        let (message, events) = self.lease_begins(session_id, session);
+        let served = self.serve(session_id, session, engine);
+        kill_point!("session-served");
+        self.tell_sizes(session);
+        table.tokens.remove(token);
+        drop(table);
+        if let Err(error) = served {
+            self.end(session_id, &format!("not attached: {error}"));
+            return Err(error.into());
+        }
+        Ok(Attached { session_id, message, fds: client.fds, resumed: false, events })
+    }
+
+    /// What the client is told first, and what it is told later.
+    pub(super) fn lease_begins(
+        &self,
+        session_id: u64,
+        session: &mut Session,
+    ) -> (LeaseMessage, mpsc::Receiver<LeaseEvent>) {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         session.events = Some(sender);
         let message = LeaseMessage::Attached {
@@ -75,20 +114,16 @@ impl Sessions {
             doorbells: session.plan.engines.len() as u32,
             queues: session.plan.queue_engines.len() as u32,
         };
-        let served = self.serve(session_id, session, engine);
+        (message, events)
+    }
+
+    /// Tells a client what became of its volumes since it was told of them and could not listen.
+    pub(super) fn tell_sizes(&self, session: &mut Session) {
         for index in 0..session.plan.volumes.len() {
-            // What happened since the session was opened was told nobody yet.
             if let Some(volume) = self.volumes.get(session.plan.volumes[index].key) {
                 session.resized(index, volume.size_bytes);
             }
         }
-        table.tokens.remove(token);
-        drop(table);
-        if let Err(error) = served {
-            self.end(session_id, &format!("not attached: {error}"));
-            return Err(error.into());
-        }
-        Ok(Attached { session_id, message, fds: client.fds, events })
     }
 
     /// A volume that is not in service any more: its id in the engine may be another's now.
@@ -97,43 +132,67 @@ impl Sessions {
         plan.volumes.iter().find(|volume| !serves(volume)).map(|volume| volume.grant.name.clone())
     }
 
-    /// Hands the session to every engine that serves a queue of it.
-    fn serve(
+    /// Hands the session to every engine that serves a queue of it: one that has it in its journal goes on with it.
+    pub(super) fn serve(
         &self,
         session_id: u64,
         session: &mut Session,
         ends: EngineEnds,
-    ) -> Result<(), ferrio_engine::EngineError> {
+    ) -> Result<Resumed, EngineError> {
         let mut cq_doorbells: Vec<_> = ends.cq_doorbells.into_iter().map(Some).collect();
+        let mut sum = Resumed { reposted: 0, decided: 0, replayed: 0, owner_dead: 0 };
         for (place, doorbell) in ends.doorbells.into_iter().enumerate() {
-            let engine = session.plan.engines[place];
             let mine = session.plan.queue_engines.iter().enumerate().filter(|(_, owner)| **owner == place);
             let queues = mine.filter_map(|(index, _)| {
                 let cq_doorbell = cq_doorbells[index].take()?;
                 Some(QueueAttach { index: index as u32, cq_doorbell })
             });
-            let grants = session.plan.volumes.iter().map(|volume| {
-                let grant = Grant { volume: volume.id, writable: volume.access.writes() };
-                (volume.engine == engine).then_some(grant)
-            });
-            let notices = self.notices.clone();
-            let spec = SessionSpec {
-                session_id,
-                memory: Arc::clone(&session.memory.mapping),
-                layout: session.plan.layout.clone(),
-                queues: queues.collect(),
-                doorbell,
-                regions: Vec::new(),
-                grants: grants.collect(),
-                features: session.plan.features,
-                on_fault: Box::new(move |reason| {
-                    // The receiver goes away with the daemon only.
-                    let _ = notices.send(Notice::Fault { session_id, place, reason });
-                }),
-            };
-            self.engines[engine].open_session(spec)?;
+            let queues = queues.collect();
+            let spec = self.spec(session_id, session, place, queues, doorbell)?;
+            let engine = &self.engines[session.plan.engines[place]];
+            if session.engines[place] == EngineState::Dormant {
+                let resumed = engine.resume_session(spec)?;
+                sum.reposted += resumed.reposted;
+                sum.decided += resumed.decided;
+                sum.replayed += resumed.replayed;
+                sum.owner_dead += resumed.owner_dead;
+            } else {
+                engine.open_session(spec)?;
+            }
             session.engines[place] = EngineState::Serving;
         }
-        Ok(())
+        Ok(sum)
+    }
+
+    fn spec(
+        &self,
+        session_id: u64,
+        session: &Session,
+        place: usize,
+        queues: Vec<QueueAttach>,
+        doorbell: DoorbellRx,
+    ) -> Result<SessionSpec, EngineError> {
+        let engine = session.plan.engines[place];
+        let no_memory = || EngineError::Spec { session: session_id, what: "its memory is not there" };
+        let memory = session.memory.as_ref().ok_or_else(no_memory)?;
+        let grants = session.plan.volumes.iter().map(|volume| {
+            let grant = Grant { volume: volume.id, writable: volume.access.writes() };
+            (volume.engine == engine).then_some(grant)
+        });
+        let notices = self.notices.clone();
+        Ok(SessionSpec {
+            session_id,
+            memory: Arc::clone(&memory.mapping),
+            layout: session.plan.layout.clone(),
+            queues,
+            doorbell,
+            regions: session.regions.iter().map(|(index, region)| (*index, region.region.clone())).collect(),
+            grants: grants.collect(),
+            features: session.plan.features,
+            on_fault: Box::new(move |reason| {
+                // The receiver goes away with the daemon only.
+                let _ = notices.send(Notice::Fault { session_id, place, reason });
+            }),
+        })
     }
 }

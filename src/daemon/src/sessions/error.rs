@@ -151,6 +151,11 @@ pub enum AttachError {
     /// An engine does not take it.
     #[error("{0}")]
     Engine(#[from] EngineError),
+    /// The session could not be saved.
+    #[error(
+        "cannot save the session for a restart of ferriod: {0}; is the tmpfs of daemon.runtime_dir full?"
+    )]
+    Save(io::Error),
     /// A volume of the session is not there any more.
     #[error("volume {0:?} was removed after the session was opened; open a new session")]
     VolumeGone(String),
@@ -165,11 +170,109 @@ impl AttachError {
         match self {
             Self::Token { .. } => Errno::NOENT,
             Self::Stranger { .. } => Errno::ACCESS,
-            Self::Engine(_) => Errno::NOBUFS,
+            Self::Engine(_) | Self::Save(_) => Errno::NOBUFS,
             Self::VolumeGone(_) => Errno::NODEV,
             Self::Draining => Errno::SHUTDOWN,
         }
     }
+}
+
+/// Why a resume is refused: an errno for the program, a text for people.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// No session waits under this id.
+    #[error("session {session_id} is not there to go on with{}; open a new session", why_text(why.as_deref()))]
+    Unknown {
+        /// Session.
+        session_id: u64,
+        /// Why it is gone, if it was there when the daemon started.
+        why: Option<String>,
+    },
+    /// Not the one that opened it.
+    #[error("that is not the resume secret of session {session_id}; it waits on for who has it")]
+    Secret {
+        /// Session.
+        session_id: u64,
+    },
+    /// The secret came from somebody else.
+    #[error(
+        "the session belongs to pid {opener_pid} of uid {opener_uid}, not to pid {pid} of uid {uid}, or that pid is another \
+         process now; resume from the process that opened it"
+    )]
+    Stranger {
+        /// Process that opened the session.
+        opener_pid: u32,
+        /// Its user.
+        opener_uid: u32,
+        /// Process that resumes.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// The allow list of a volume has changed.
+    #[error(
+        "uid {uid} may not use volume {volume:?} any more; add it to allow_users or allow_groups of that [[volume]]"
+    )]
+    NotAllowed {
+        /// Volume.
+        volume: String,
+        /// User.
+        uid: u32,
+    },
+    /// No descriptor.
+    #[error(
+        "Resume came without descriptors; send the session memory with it, then the regions by ascending index"
+    )]
+    NoMemory,
+    /// Not the memory of the session.
+    #[error("the first descriptor is not the session memory: {what}")]
+    Memory {
+        /// What is wrong.
+        what: String,
+    },
+    /// Not a region of the session.
+    #[error("descriptor {position} is not a region of the session: {what}")]
+    Region {
+        /// Its place among the descriptors; the session memory has 0.
+        position: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// A volume that has no place in its engine yet.
+    #[error("volume {volume:?} is {stage}; try again")]
+    NotYet {
+        /// Volume.
+        volume: String,
+        /// How far it is.
+        stage: String,
+    },
+    /// An engine does not take it.
+    #[error("{0}")]
+    Engine(EngineError),
+    /// No descriptors, or no memory.
+    #[error("{0}; try again")]
+    NoRoom(String),
+    /// The daemon is stopping.
+    #[error("ferriod is stopping and resumes no sessions; try again when it is back")]
+    Draining,
+}
+
+impl ResumeError {
+    /// Errno of the refusal.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Unknown { .. } => Errno::STALE,
+            Self::Secret { .. } | Self::Stranger { .. } | Self::NotAllowed { .. } => Errno::ACCESS,
+            Self::NoMemory | Self::Memory { .. } | Self::Region { .. } => Errno::INVAL,
+            Self::Engine(error) => Errno::from_raw_os_error(error.errno()),
+            Self::NoRoom(_) => Errno::NOMEM,
+            Self::NotYet { .. } | Self::Draining => Errno::SHUTDOWN,
+        }
+    }
+}
+
+fn why_text(why: Option<&str>) -> String {
+    why.map_or_else(|| " (it has ended)".to_owned(), |why| format!(": {why}"))
 }
 
 fn fd_hint(source: &io::Error) -> String {

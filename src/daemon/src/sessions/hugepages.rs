@@ -42,9 +42,8 @@ impl Sessions {
         let mapping = {
             let table = self.table();
             let session = table.by_id.get(&session_id);
-            session
-                .filter(|session| session.plan.hugepages)
-                .map(|session| Arc::clone(&session.memory.mapping))
+            let asked = session.filter(|session| session.plan.hugepages);
+            asked.and_then(|session| session.memory.as_ref()).map(|memory| Arc::clone(&memory.mapping))
         };
         let Some(mapping) = mapping else { return };
         let (offset, bytes) = (answer.arena_offset, answer.arena_bytes);

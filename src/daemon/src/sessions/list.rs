@@ -1,12 +1,14 @@
 //! What the control services show of the sessions.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
 use ferrio_engine::{CountersSnapshot, EngineSnapshot, WaitsSnapshot};
 
+use super::saving::millis;
 use super::{Session, Sessions, State};
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Totals of [`Sessions`].
 #[derive(Debug, Clone, Copy)]
@@ -15,17 +17,32 @@ pub struct Totals {
     pub open: u32,
     /// Opened since the start.
     pub opened: u64,
-    /// Opens and attaches refused.
+    /// Opens, attaches and resumes refused.
     pub refused: u64,
+    /// Of the daemon before, waiting for their clients now.
+    pub waiting: u32,
+    /// Of the daemon before, whose clients came back.
+    pub resumed: u64,
+    /// Of the daemon before, dropped.
+    pub dropped: u64,
+    /// Requests that those were owed.
+    pub requests_dropped: u64,
 }
 
 impl Sessions {
     /// How many there are and were.
     pub fn totals(&self) -> Totals {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let table = self.table();
+        let waiting = table.by_id.values().filter(|session| matches!(session.state, State::Waiting(_)));
         Totals {
-            open: u32::try_from(self.table().by_id.len()).unwrap_or(u32::MAX),
+            open: count(table.by_id.len()),
             opened: self.opened.load(Relaxed),
             refused: self.refused.load(Relaxed),
+            waiting: count(waiting.count()),
+            resumed: self.resumed.load(Relaxed),
+            dropped: self.dropped.load(Relaxed),
+            requests_dropped: self.requests_dropped.load(Relaxed),
         }
     }
 
@@ -45,9 +62,16 @@ impl Sessions {
     fn show(session_id: u64, session: &Session, counters: v1::Counters) -> v1::Session {
         let (state, reason) = match &session.state {
             State::Opened { .. } => (v1::SessionState::Opened, ""),
+            State::Waiting(_) => (v1::SessionState::Waiting, ""),
             State::Active => (v1::SessionState::Active, ""),
             State::Faulted { reason } => (v1::SessionState::Faulted, reason.as_str()),
             State::Draining { reason } => (v1::SessionState::Draining, reason.as_str()),
+        };
+        let (owed, time_left, regions) = match &session.state {
+            State::Waiting(waiting) => {
+                (waiting.owed, waiting.until.saturating_duration_since(Instant::now()), waiting.regions.len())
+            }
+            _ => (0, Duration::ZERO, session.regions.len()),
         };
         let volumes = session.plan.volumes.iter().map(|volume| v1::VolumeRequest {
             name: volume.grant.name.clone(),
@@ -63,14 +87,16 @@ impl Sessions {
             volumes: volumes.collect(),
             queues: session.plan.queue_engines.len() as u32,
             memory_bytes: session.plan.layout.memory_bytes,
-            age_ms: u64::try_from(session.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            age_ms: millis(session.since.elapsed()),
             counters: Some(counters),
             features: session.plan.features,
             hugepages: session.plan.hugepages,
             hugepages_bytes: session.hugepages.bytes,
             hugepages_reason: session.hugepages.reason.clone(),
-            regions: session.regions.len() as u32,
+            regions: regions as u32,
             region_bytes: session.region_bytes(),
+            owed,
+            time_left_ms: millis(time_left),
         }
     }
 

@@ -12,11 +12,12 @@ use rustix::process::{Resource, getrlimit};
 
 use super::error::OpenError;
 use super::plan::Plan;
+use super::saved::MemoryFile;
 
 /// Descriptors that sessions leave to connections.
 const CONNECTION_FDS: u64 = 64;
 
-/// The descriptors a client gets, in the order of ABI.md: memfd, doorbells towards the daemon, CQ doorbells.
+/// The descriptors a client gets, in the order of ABI.md: memfd unless it has it, doorbells towards the daemon, CQ doorbells.
 #[derive(Debug)]
 pub struct ClientEnds {
     /// All of them.
@@ -37,6 +38,8 @@ pub struct EngineEnds {
 pub struct SessionMemory {
     /// The mapping.
     pub mapping: Arc<Mapping>,
+    /// What its file is known by.
+    pub file: MemoryFile,
     header: SessionHeader,
 }
 
@@ -51,27 +54,34 @@ impl SessionMemory {
         let memory_bytes = plan.layout.memory_bytes;
         let memfd =
             create_memfd("ferrio-session", memory_bytes).map_err(failed("make the session memory"))?;
-        let mapping = map(&memfd, memory_bytes).map_err(failed("map the session memory"))?;
-        let header = SessionHeader::new(Arc::clone(&mapping))
-            .ok_or_else(|| failed("map the session memory")(io::ErrorKind::InvalidData.into()))?;
-        header.init(session_id, epoch, &plan.layout);
+        let memory = Self::map(&memfd, memory_bytes).map_err(failed("map the session memory"))?;
+        memory.header.init(session_id, epoch, &plan.layout);
+        let (mut client, engine) = doorbells(plan)?;
+        client.fds.insert(0, memfd);
+        Ok((memory, client, engine))
+    }
 
-        let mut fds = vec![memfd];
-        let mut doorbells = Vec::new();
-        for _ in &plan.engines {
-            let (tx, rx) = doorbell_to_daemon().map_err(failed("make a doorbell"))?;
-            fds.push(tx.into());
-            doorbells.push(rx);
-        }
-        let mut cq_doorbells = Vec::new();
-        for _ in &plan.queue_engines {
-            let (tx, rx) = doorbell_to_client().map_err(failed("make a doorbell"))?;
-            fds.push(rx.into());
-            cq_doorbells.push(tx);
-        }
-        let newest = cq_doorbells.last().map(AsFd::as_fd);
-        check_descriptors(newest).map_err(failed("keep descriptors free for connections"))?;
-        Ok((Self { mapping, header }, ClientEnds { fds }, EngineEnds { doorbells, cq_doorbells }))
+    /// Maps memory that a client kept over a restart of the daemon, and makes new doorbells. The caller has checked that it is
+    /// the session's.
+    pub fn take_back(
+        plan: &Plan,
+        memfd: impl AsFd,
+        epoch: u64,
+    ) -> Result<(Self, ClientEnds, EngineEnds), OpenError> {
+        let failed = |source| OpenError::System { what: "map the session memory", source };
+        let memory = Self::map(memfd, plan.layout.memory_bytes).map_err(failed)?;
+        let (client, engine) = doorbells(plan)?;
+        memory.header.set_epoch(epoch);
+        memory.header.set_state(SessionState::Active);
+        Ok((memory, client, engine))
+    }
+
+    fn map(memfd: impl AsFd, bytes: u64) -> io::Result<Self> {
+        let length = usize::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let mapping = Arc::new(Mapping::new(memfd.as_fd(), length)?);
+        let header = SessionHeader::new(Arc::clone(&mapping))
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Self { mapping, file: MemoryFile::of(memfd, bytes)?, header })
     }
 
     /// Tells the client where its session stands, in memory that it may be spinning on.
@@ -88,7 +98,21 @@ fn check_descriptors(newest: Option<BorrowedFd<'_>>) -> io::Result<()> {
     if number.saturating_add(CONNECTION_FDS) < limit { Ok(()) } else { Err(Errno::MFILE.into()) }
 }
 
-fn map(memfd: &OwnedFd, bytes: u64) -> io::Result<Arc<Mapping>> {
-    let bytes = usize::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    Ok(Arc::new(Mapping::new(memfd.as_fd(), bytes)?))
+/// A doorbell for each engine of the plan, and one for each queue towards the client.
+fn doorbells(plan: &Plan) -> Result<(ClientEnds, EngineEnds), OpenError> {
+    let failed = |what| move |source| OpenError::System { what, source };
+    let (mut fds, mut doorbells, mut cq_doorbells) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in &plan.engines {
+        let (tx, rx) = doorbell_to_daemon().map_err(failed("make a doorbell"))?;
+        fds.push(tx.into());
+        doorbells.push(rx);
+    }
+    for _ in &plan.queue_engines {
+        let (tx, rx) = doorbell_to_client().map_err(failed("make a doorbell"))?;
+        fds.push(rx.into());
+        cq_doorbells.push(tx);
+    }
+    let newest = cq_doorbells.last().map(AsFd::as_fd);
+    check_descriptors(newest).map_err(failed("keep descriptors free for connections"))?;
+    Ok((ClientEnds { fds }, EngineEnds { doorbells, cq_doorbells }))
 }

@@ -8,6 +8,7 @@ use ferrio_shm::mapping::HUGE_PAGE_BYTES;
 use ferrio_shm::peer::PeerIdentity;
 
 use super::error::OpenError;
+use super::saved::SavedSession;
 use crate::access::Access;
 use crate::config::Limits;
 use crate::volumes::error::VolumeError;
@@ -16,7 +17,7 @@ use crate::volumes::{Served, Volume, VolumeKey, Volumes};
 /// Volumes of one session.
 pub const VOLUMES_PER_SESSION_MAX: usize = 64;
 /// What a client may be granted beyond what is always there: what the engines serve, and what the daemon itself does.
-pub const FEATURES: u64 = ferrio_engine::FEATURES | features::CLIENT_REGIONS;
+pub const FEATURES: u64 = ferrio_engine::FEATURES | features::CLIENT_REGIONS | features::RESUME;
 /// Bytes of a client's name.
 const CLIENT_NAME_BYTES_MAX: usize = 64;
 
@@ -52,6 +53,42 @@ pub struct PlannedVolume {
     pub access: Access,
     /// What the client is told of it, and was told last of its size.
     pub grant: VolumeGrant,
+}
+
+impl Plan {
+    /// The plan of a session of the daemon before, with the engines and volumes of this one. Volumes that are not there are
+    /// [`VolumeKey::NONE`]; ids are for who resumes it to fill in.
+    pub fn of_saved(saved: &SavedSession, engines: &[String], volumes: &Volumes) -> Result<Self, String> {
+        let position = |name: &String| {
+            engines.iter().position(|known| known == name).ok_or_else(|| {
+                format!(
+                    "engine {name} is not configured any more; engines of this daemon: {}",
+                    engines.join(", ")
+                )
+            })
+        };
+        let known = volumes.list();
+        let volumes = saved.volumes.iter().map(|saved| {
+            let volume = known.iter().find(|volume| volume.name() == saved.name);
+            PlannedVolume {
+                key: volume.map_or(VolumeKey::NONE, |volume| volume.key),
+                // What was removed answers at the engine where it was.
+                engine: volume.map_or_else(|| position(&saved.engine).unwrap_or(0), |volume| volume.engine),
+                id: VolumeId(u32::MAX),
+                access: saved.access,
+                grant: saved.grant(),
+            }
+        });
+        Ok(Self {
+            client_name: saved.client_name.clone(),
+            engines: saved.engines.iter().map(position).collect::<Result<_, _>>()?,
+            queue_engines: saved.queues.iter().map(|queue| queue.engine).collect(),
+            layout: saved.layout(),
+            volumes: volumes.collect(),
+            features: saved.features & FEATURES,
+            hugepages: saved.hugepages.is_some(),
+        })
+    }
 }
 
 /// What requests are checked against.

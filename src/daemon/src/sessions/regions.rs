@@ -9,6 +9,7 @@ use ferrio_engine::EngineError;
 use ferrio_shm::abi::{errno, features, limits::REGIONS_MAX};
 use ferrio_shm::mapping::{Mapping, Region, RegionError, check_memfd};
 
+use super::saved::MemoryFile;
 use super::{Session, Sessions, State, Table};
 use crate::config::Limits;
 use crate::dispose;
@@ -21,7 +22,16 @@ const BYTES_PER_SECOND: u64 = 1 << 30;
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The regions of a session, by index. The last owner of a mapping is here, so that no I/O thread has to unmap it.
-pub type Regions = BTreeMap<u16, Region>;
+pub type Regions = BTreeMap<u16, ClientRegion>;
+
+/// Memory that a client has added.
+#[derive(Debug, Clone)]
+pub struct ClientRegion {
+    /// Mapped.
+    pub region: Region,
+    /// What its file is known by.
+    pub file: MemoryFile,
+}
 
 /// Why a region is not added or removed. The client gets the errno, the log all of it.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +74,9 @@ pub enum RegionRefused {
     /// It cannot be mapped.
     #[error("cannot map the region: {0}; ferriod may have no address space or vm.max_map_count left")]
     Map(std::io::Error),
+    /// The next daemon would not know of it.
+    #[error("cannot save the session: {0}; is the tmpfs of daemon.runtime_dir full?")]
+    Save(std::io::Error),
     /// An engine does not take it, or not let go of it.
     #[error("{0}")]
     Engine(#[from] EngineError),
@@ -81,7 +94,7 @@ impl RegionRefused {
             Self::InUse(_) => errno::EBUSY,
             Self::None(_) => errno::ENXIO,
             Self::Limit { .. } => errno::ENOBUFS,
-            Self::Map(_) => errno::ENOMEM,
+            Self::Map(_) | Self::Save(_) => errno::ENOMEM,
             Self::Engine(error) => error.errno(),
             Self::Over => errno::ESHUTDOWN,
         }
@@ -108,31 +121,43 @@ impl Sessions {
         if bytes == 0 {
             return Err(RegionRefused::Empty);
         }
-        table.check_region(&self.limits, session_id, bytes)?;
+        let regions_max = self.regions_max(&session.plan);
+        table.check_region(&self.limits, regions_max, session_id, bytes)?;
         let memfd = fds.first().ok_or(RegionRefused::NoDescriptor)?;
         check_memfd(memfd, bytes)?;
         let region = map(memfd, bytes)?;
+        let file = MemoryFile::of(memfd, bytes).map_err(RegionRefused::Map)?;
         let session = table.serving(session_id)?;
         for place in 0..session.plan.engines.len() {
             let engine = &self.engines[session.plan.engines[place]];
             if let Err(error) = engine.add_region(session_id, index, region.clone()) {
-                for before in &session.plan.engines[..place] {
-                    // Nothing can be in flight on it: the client was not told that it is there.
-                    let _ = self.engines[*before].remove_region(session_id, index);
-                }
+                self.take_away(session_id, index, &session.plan.engines[..place]);
                 dispose::later(region);
                 return Err(error.into());
             }
         }
-        session.regions.insert(index, region);
+        session.regions.insert(index, ClientRegion { region, file });
+        // Before the client is told: what it may name, the next daemon must know.
+        if let Err(error) = self.save(session_id, session) {
+            self.take_away(session_id, index, &session.plan.engines);
+            dispose::later(session.regions.remove(&index));
+            return Err(RegionRefused::Save(error));
+        }
         Ok(())
+    }
+
+    /// Nothing can be in flight on the region: the client was not told that it is there.
+    fn take_away(&self, session_id: u64, index: u16, engines: &[usize]) {
+        for engine in engines {
+            let _ = self.engines[*engine].remove_region(session_id, index);
+        }
     }
 
     /// Takes a region away from a session; its length.
     pub fn remove_region(&self, session_id: u64, index: u16) -> Result<u64, RegionRefused> {
         let mut table = self.table();
         let session = table.serving(session_id)?;
-        let region = session.regions.get(&index).cloned().ok_or(RegionRefused::None(index))?;
+        let region = session.regions.get(&index).ok_or(RegionRefused::None(index))?.region.clone();
         let engines = &session.plan.engines;
         for place in 0..engines.len() {
             match self.engines[engines[place]].remove_region(session_id, index) {
@@ -152,8 +177,13 @@ impl Sessions {
                 }
             }
         }
-        session.regions.remove(&index);
+        let removed = session.regions.remove(&index);
+        if let Err(error) = self.save(session_id, session) {
+            // No harm: the client does not offer it to the next daemon.
+            tracing::warn!("session {session_id}: its file still has region {index}: {error}");
+        }
         let bytes = region.len();
+        drop(removed);
         // Unmapping takes its time.
         dispose::later(region);
         Ok(bytes)
@@ -170,7 +200,8 @@ impl Sessions {
 impl Session {
     /// Length of all its regions. Bytes.
     pub fn region_bytes(&self) -> u64 {
-        self.regions.values().map(Region::len).sum()
+        let saved = if let State::Waiting(waiting) = &self.state { waiting.region_bytes() } else { 0 };
+        saved + self.regions.values().map(|region| region.file.bytes).sum::<u64>()
     }
 }
 
@@ -184,18 +215,18 @@ impl Table {
         if matches!(session.state, State::Active) { Ok(session) } else { Err(RegionRefused::Over) }
     }
 
-    fn check_region(&self, limits: &Limits, session_id: u64, bytes: u64) -> Result<(), RegionRefused> {
+    fn check_region(
+        &self,
+        limits: &Limits,
+        regions_max: u32,
+        session_id: u64,
+        bytes: u64,
+    ) -> Result<(), RegionRefused> {
         let Some(session) = self.by_id.get(&session_id) else { return Err(RegionRefused::Over) };
         let (total, own) = self.memory(session.uid);
         let regions = session.regions.len() as u64;
         let rows = [
-            (
-                "regions of the session",
-                regions,
-                1,
-                limits.regions_per_session_max.into(),
-                "limits.regions_per_session_max",
-            ),
+            ("regions of the session", regions, 1, regions_max.into(), "limits.regions_per_session_max"),
             (
                 "bytes of its regions",
                 session.region_bytes(),
@@ -221,7 +252,8 @@ impl Table {
     }
 }
 
-fn map(memfd: &OwnedFd, bytes: u64) -> Result<Region, RegionRefused> {
+/// Maps memory that was checked.
+pub(super) fn map(memfd: &OwnedFd, bytes: u64) -> Result<Region, RegionRefused> {
     let too_large = || RegionRefused::Map(std::io::ErrorKind::InvalidInput.into());
     let length = usize::try_from(bytes).map_err(|_| too_large())?;
     let mapping = Mapping::new(memfd.as_fd(), length).map_err(RegionRefused::Map)?;
