@@ -118,7 +118,7 @@ impl SessionBuilder {
     /// How long the session waits for a daemon that is restarted, upgraded or was killed. Requests in flight stay in flight
     /// meanwhile and are answered by the next daemon, each once; callers, blocking, polling or async, notice a pause. Opening
     /// the session waits as long for a daemon that is stopping or refuses the connection, and for one second where there is
-    /// no socket. Default: 30 s, which is also how long a daemon by default waits for its sessions to come back.
+    /// no socket and no daemon ever was. Default: 30 s, which is also how long a daemon by default waits for its sessions to come back.
     ///
     /// It takes a thread, asleep, as long as the session is open. 0: none, and the session ends with its daemon.
     pub fn patience(mut self, patience: Duration) -> Self {

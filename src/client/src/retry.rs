@@ -9,8 +9,10 @@ use crate::error::{Error, Refusal};
 const WAIT_MIN: Duration = Duration::from_millis(2);
 /// Longest wait between two tries.
 const WAIT_MAX: Duration = Duration::from_millis(50);
-/// A daemon that starts makes its sockets anew, and is without for a moment. Who has the wrong path is told soon.
+/// Who has the wrong path is told soon. Where a daemon's journal lies, the path is right, and the daemon is starting.
 const MISSING_MAX: Duration = Duration::from_secs(1);
+/// Directory of the journal, beside the sockets.
+const JOURNAL: &str = "journal";
 
 /// The tries of one open.
 pub(crate) struct Retry {
@@ -35,7 +37,8 @@ impl Retry {
 
     fn limit(&mut self, error: &Error) -> Duration {
         match error {
-            Error::Connect { cause, .. } => match cause.kind() {
+            Error::Connect { path, cause, .. } => match cause.kind() {
+                io::ErrorKind::NotFound if path.with_file_name(JOURNAL).is_dir() => self.patience,
                 io::ErrorKind::NotFound => self.patience.min(MISSING_MAX),
                 // A daemon that ends while it is spoken to.
                 io::ErrorKind::ConnectionRefused
@@ -86,6 +89,10 @@ mod tests {
             (connect(io::ErrorKind::ConnectionRefused), connect(io::ErrorKind::NotFound));
         assert!(retry(60).after(&refused).is_some());
         assert_eq!(retry(60).after(&missing), None, "a path that is wrong");
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join(JOURNAL)).unwrap();
+        let missing = Error::connect(&directory.path().join("sock"), io::ErrorKind::NotFound.into());
+        assert!(retry(60).after(&missing).is_some(), "a daemon was there");
         assert_eq!(retry(1).after(&refused), None);
         assert_eq!(Retry::new(Duration::ZERO).after(&refused), None, "none at all");
     }
