@@ -126,15 +126,15 @@ mod tests {
     fn a_busy_thread_shows_in_both_accounts() {
         let pid = std::process::id();
         let (before, look) = (Usage::of_process(pid).unwrap(), Look::take(pid));
-        let until = now_ns() + 60_000_000;
-        while now_ns() < until {}
+        // For as long as it takes: on a busy machine the thread may get little of the CPU.
+        while Usage::of_process(pid).unwrap().cpu_ns - before.cpu_ns < 20_000_000 {}
         let (after, between) = (Usage::of_process(pid).unwrap(), look.until(&Look::take(pid)));
-        assert!((after - before).cpu_ns > 10_000_000, "{:?}", after - before);
+        assert!((after - before).cpu_ns >= 20_000_000, "{:?}", after - before);
         assert!(
             between.own.cpu_ns > 10_000_000 && between.daemon.unwrap().cpu_ns > 10_000_000,
             "{between:?}"
         );
-        assert!(between.elapsed_ns >= 60_000_000);
+        assert!(between.elapsed_ns > 0);
         assert_eq!(Usage::of_process(u32::MAX), None);
     }
 
