@@ -9,8 +9,10 @@ use std::{
 
 use ferrio_tests::{
     Daemon, DaemonBuilder, Process,
+    process::wait_until,
     skip::{has_program, skip},
 };
+use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
 const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -58,10 +60,14 @@ impl Python {
 
     /// Runs client.py, which prints what it did.
     fn client(&self, scenario: &str, arguments: &[&str]) -> String {
+        Process::start(self.command(scenario).args(arguments)).finish().expect(0).stdout
+    }
+
+    fn command(&self, scenario: &str) -> Command {
         let mut command = Command::new(&self.interpreter);
-        command.arg(format!("{TREE}/tests/python/client.py")).arg(scenario).args(arguments);
+        command.arg(format!("{TREE}/tests/python/client.py")).arg(scenario);
         command.env("PYTHONPATH", self.generated.path()).env("PYTHONDONTWRITEBYTECODE", "1");
-        Process::start(&mut command).finish().expect(0).stdout
+        command
     }
 }
 
@@ -158,4 +164,29 @@ fn python_over_io_uring_with_two_threads() {
 #[test]
 fn python_over_aio() {
     all("aio", "auto");
+}
+
+/// The session outlives daemons, as the page says how: polling and asleep, after SIGKILL and after SIGTERM.
+#[test]
+fn python_goes_on_over_restarts() {
+    let Some(python) = python() else { return };
+    let mut daemon = daemon("auto", "auto");
+    let control = daemon.control();
+    for asleep in [&[][..], &["--sleep"]] {
+        let mut command = python.command("resume");
+        command.arg("--socket").arg(&control).args(["--restarts", "2"]).args(asleep);
+        let mut client = Process::start(&mut command);
+        client.wait_for_line("started");
+        for signal in [Signal::KILL, Signal::TERM] {
+            std::thread::sleep(Duration::from_millis(200));
+            daemon.end(signal);
+            daemon.restart();
+            wait_until("the client to be back", || {
+                let sessions = daemon.ctl_json(&["session", "list"]);
+                client.has_ended() || sessions.to_string().contains("\"active\"")
+            });
+        }
+        let said = client.finish().expect(0).stdout;
+        assert!(said.contains("resumed 2 times"), "{said}");
+    }
 }
