@@ -181,6 +181,8 @@ pub struct RawSession {
     pub memfd: OwnedFd,
     /// Proves that the session is this client's.
     pub secret: [u8; 32],
+    /// What it was attached with.
+    pub token: Vec<u8>,
     attach_socket: PathBuf,
 }
 
@@ -227,6 +229,7 @@ impl RawSession {
             lease,
             memfd,
             secret: opened.resume_secret.as_slice().try_into().expect("32 bytes"),
+            token: opened.attach_token.clone(),
             attach_socket: PathBuf::from(&opened.attach_socket),
         }
     }

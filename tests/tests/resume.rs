@@ -432,6 +432,24 @@ fn a_client_that_is_gone_is_not_waited_for() {
 }
 
 #[test]
+fn who_never_got_its_memory_does_not_stand_in_its_own_way() {
+    let mut daemon = daemon().start();
+    let asked = v1::OpenSessionRequest { features: ALL, ..request(&[("data", Access::ReadWrite)], 8) };
+    let opened = open_request(&daemon.control(), asked).expect("a session");
+    let (path, token) = (std::path::Path::new(&opened.attach_socket), raw::with_token(&opened.attach_token));
+    drop(raw::attach(path, &token));
+    wait_until("the first to end", || sessions(&daemon).is_empty());
+    let session = open(&daemon, Access::ReadWrite);
+    daemon.end(Signal::KILL);
+    daemon.restart();
+    assert_eq!(refusal(raw::attach(path, &token)).0, errno::ENOENT);
+    assert_eq!(sessions(&daemon).len(), 1, "the token of another session ends none");
+    assert_eq!(refusal(raw::attach(path, &raw::with_token(&session.token))).0, errno::ENOENT);
+    assert!(sessions(&daemon).is_empty());
+    open(&daemon, Access::ReadWrite);
+}
+
+#[test]
 fn an_operator_can_end_what_waits() {
     let mut daemon = daemon().start();
     let session = open(&daemon, Access::ReadWrite);

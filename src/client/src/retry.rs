@@ -19,7 +19,7 @@ pub(crate) struct Retry {
     start: Instant,
     patience: Duration,
     wait: Duration,
-    /// A token that is not known may be that of the daemon before: once.
+    /// A token that is not known may be that of the daemon before: once for each that ended.
     token: bool,
 }
 
@@ -31,6 +31,7 @@ impl Retry {
     /// How long to wait before the next try after this failure; `None`: it stays.
     pub(crate) fn after(&mut self, error: &Error) -> Option<Duration> {
         let wait = self.wait;
+        self.token |= matches!(error, Error::Connect { .. });
         self.wait = WAIT_MAX.min(wait * 2);
         (self.start.elapsed() + wait <= self.limit(error)).then_some(wait)
     }
@@ -79,6 +80,8 @@ mod tests {
         {
             assert_eq!(retry.after(&error), None, "{error}");
         }
+        assert!(retry.after(&connect(io::ErrorKind::ConnectionReset)).is_some());
+        assert!(retry.after(&refused(Refusal::Attach)).is_some(), "once more: another daemon has ended");
     }
 
     #[test]

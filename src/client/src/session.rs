@@ -45,6 +45,13 @@ pub struct Hugepages {
     pub reason: String,
 }
 
+/// A session that the daemon has opened, before it is attached.
+struct Opened {
+    /// With the queues that were asked for.
+    builder: SessionBuilder,
+    answer: v1::OpenSessionResponse,
+}
+
 /// What a queue is made of, until somebody takes it.
 pub(crate) struct QueueParts {
     pub index: u32,
@@ -72,6 +79,22 @@ pub(crate) struct Inner {
     features: Features,
     hugepages: Hugepages,
     fork_guard: ForkGuard,
+}
+
+impl Opened {
+    /// Attaches. If the daemon ends meanwhile, `again` gets what to attach with once more: the next one refuses the token, but
+    /// learns by it that nobody has the memory of a session that the one before may have begun, and lets go of its volumes.
+    fn attach(self, again: &mut Option<Opened>) -> Result<Session, Error> {
+        match attach::attach(&self.builder, &self.answer) {
+            Ok(attached) => Session::assemble(attached, self.answer, &self.builder),
+            Err(error) => {
+                if matches!(error, Error::Connect { .. }) && self.builder.wants_resume() {
+                    *again = Some(self);
+                }
+                Err(error)
+            }
+        }
+    }
 }
 
 impl Session {
@@ -177,8 +200,9 @@ impl Session {
 
     pub(crate) fn open(builder: SessionBuilder) -> Result<Self, Error> {
         let mut retry = Retry::new(builder.patience);
+        let mut opened = None;
         loop {
-            match Session::try_open(builder.clone()) {
+            match Session::try_open(&builder, &mut opened) {
                 Err(error) => std::thread::sleep(retry.after(&error).ok_or(error)?),
                 opened => return opened,
             }
@@ -187,24 +211,45 @@ impl Session {
 
     pub(crate) async fn open_async(builder: SessionBuilder) -> Result<Self, Error> {
         let mut retry = Retry::new(builder.patience);
+        let mut opened = None;
         loop {
-            match Session::try_open_async(builder.clone()).await {
+            match Session::try_open_async(&builder, &mut opened).await {
                 Err(error) => tokio::time::sleep(retry.after(&error).ok_or(error)?).await,
                 opened => return opened,
             }
         }
     }
 
-    fn try_open(mut builder: SessionBuilder) -> Result<Self, Error> {
-        let answer = control::open(&mut builder)?;
-        Session::assemble(attach::attach(&builder, &answer)?, answer, &builder)
+    fn try_open(builder: &SessionBuilder, opened: &mut Option<Opened>) -> Result<Self, Error> {
+        let answered = match opened.take() {
+            Some(opened) => opened,
+            None => {
+                let mut builder = builder.clone();
+                let answer = control::open(&mut builder)?;
+                Opened { builder, answer }
+            }
+        };
+        answered.attach(opened)
     }
 
-    async fn try_open_async(mut builder: SessionBuilder) -> Result<Self, Error> {
-        let answer = control::open_async(&mut builder).await?;
-        let attach = move || Session::assemble(attach::attach(&builder, &answer)?, answer, &builder);
+    async fn try_open_async(builder: &SessionBuilder, opened: &mut Option<Opened>) -> Result<Self, Error> {
+        let answered = match opened.take() {
+            Some(opened) => opened,
+            None => {
+                let mut builder = builder.clone();
+                let answer = control::open_async(&mut builder).await?;
+                Opened { builder, answer }
+            }
+        };
+        let attach = move || {
+            let mut opened = None;
+            (answered.attach(&mut opened), opened)
+        };
         let attached = tokio::task::spawn_blocking(attach).await;
-        attached.map_err(|error| Error::Io { what: "attach", cause: error.into() })?
+        let (attached, again) =
+            attached.map_err(|error| Error::Io { what: "attach", cause: error.into() })?;
+        *opened = again;
+        attached
     }
 
     pub(crate) fn assemble(

@@ -198,7 +198,13 @@ fn begin(
 
 /// Answers, and logs whom. What the peer does with the answer is its own affair.
 fn refuse(socket: &OwnedFd, identity: &PeerIdentity, errno: Errno, reason: &str) {
-    log::refusal(format_args!("attach refused to pid {}, uid {}: {reason}", identity.pid, identity.uid));
+    let PeerIdentity { pid, uid, .. } = identity;
+    // Clients that come during a restart are to try again, and do so several times a second.
+    if errno == Errno::SHUTDOWN {
+        tracing::debug!("attach of pid {pid}, uid {uid}: put off: {reason}");
+    } else {
+        log::refusal(format_args!("attach refused to pid {pid}, uid {uid}: {reason}"));
+    }
     let answer = LeaseMessage::Refused { errno: errno.raw_os_error(), reason: reason.to_owned() };
     let _ = peer::send_message(socket, &answer.encode(), &[]);
 }

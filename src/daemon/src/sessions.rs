@@ -102,6 +102,7 @@ struct Session {
     birth: Option<Birth>,
     uid: u32,
     secret: Secret,
+    token: Secret,
     since: Instant,
     plan: Plan,
     /// `None` while it waits for its client, who has it.
@@ -254,6 +255,7 @@ impl Sessions {
             birth,
             uid: peer.uid,
             secret: Secret::new(secret),
+            token: Secret::new(token),
             since: Instant::now(),
             engines: vec![EngineState::Clear; plan.engines.len()],
             plan,

@@ -43,8 +43,11 @@ impl Sessions {
         peer: &PeerIdentity,
         birth: Option<Birth>,
     ) -> Result<Attached, AttachError> {
-        self.try_attach(token, peer, birth).inspect_err(|_| {
+        self.try_attach(token, peer, birth).inspect_err(|error| {
             self.refused.fetch_add(1, Relaxed);
+            if let AttachError::Token { .. } = error {
+                self.let_go(token, peer, birth);
+            }
         })
     }
 

@@ -41,6 +41,8 @@ pub struct SavedSession {
     pub session_id: u64,
     /// What the client proves itself with.
     pub secret: Secret,
+    /// Its attach token: who still shows that has never got the session memory.
+    pub token: Secret,
     /// Process that opened it.
     pub pid: u32,
     /// Which of those that had this pid.

@@ -84,6 +84,7 @@ impl Session {
         SavedSession {
             session_id,
             secret: self.secret.clone(),
+            token: self.token.clone(),
             pid: self.pid,
             birth,
             uid: self.uid,

@@ -11,12 +11,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use ferrio_engine::{DormantSession, Engine};
+use ferrio_shm::peer::PeerIdentity;
 use tokio::io::unix::AsyncFd;
 
 use super::hugepages::HugePages;
 use super::plan::Plan;
+use super::process::Birth;
 use super::saved::{Found, SavedRegion, SavedSession};
-use super::{EngineState, Regions, Session, Sessions, State, saving};
+use super::{EngineState, Regions, Session, Sessions, State, Token, saving};
 use crate::lease;
 
 /// A session that waits for its client.
@@ -104,6 +106,7 @@ impl Sessions {
             birth: Some(saved.birth),
             uid: saved.uid,
             secret: saved.secret.clone(),
+            token: saved.token.clone(),
             since: saving::since(saved.opened_ms),
             engines: vec![EngineState::Dormant; plan.engines.len()],
             plan,
@@ -185,6 +188,20 @@ impl Sessions {
         match &self.table().by_id.get(&session_id)?.state {
             State::Waiting(waiting) => Some(waiting.until),
             _ => None,
+        }
+    }
+
+    /// Whose opener shows its attach token again: the daemon before ended before that client got its memory, so that it cannot
+    /// come back for it, and is about to open another session with the same volumes.
+    pub(super) fn let_go(&self, token: &Token, peer: &PeerIdentity, birth: Option<Birth>) {
+        let shown = |session: &Session| {
+            let waits = matches!(session.state, State::Waiting(_));
+            let own = (session.uid, session.pid, session.birth) == (peer.uid, peer.pid, birth);
+            waits && own && session.token.is(token)
+        };
+        let found = self.table().by_id.iter().find(|(_, session)| shown(session)).map(|(id, _)| *id);
+        if let Some(session_id) = found {
+            self.end(session_id, "its client had not got its memory when the ferriod before ended");
         }
     }
 

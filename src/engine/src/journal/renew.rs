@@ -116,7 +116,7 @@ fn report(engine: &str, path: &Path, found: &Found) {
             Some(why) => {
                 tracing::error!(engine, session, owed, "the session cannot be resumed: {why}");
             }
-            None => tracing::info!(engine, session, owed, "the session waits for its client"),
+            None => tracing::debug!(engine, session, owed, "the session waits for its client"),
         }
     }
 }

@@ -21,6 +21,7 @@ pub fn session(session_id: u64) -> SavedSession {
     SavedSession {
         session_id,
         secret: Secret::new(std::array::from_fn(|index| index as u8)),
+        token: Secret::new([9; 32]),
         pid: 4711,
         birth: Birth::Pidfd(u64::MAX),
         uid: 1000,
