@@ -36,7 +36,9 @@ use std::{
 
 use ferrio_shm::{entry::Sqe, mapping::Mapping};
 
-use self::words::{CellState, FREE_CELL, cell_word, fixed_check, header_check, index_word, state_word};
+use self::words::{
+    CellState, FREE_CELL, NO_INDEX, cell_word, fixed_check, header_check, index_word, state_word,
+};
 pub use self::words::{Standing, State};
 
 /// "FERRIOJ" and a zero byte.
@@ -157,7 +159,7 @@ impl Journal {
         words[cell::STATE].store(cell_word(CellState::Open, session, queue), Release);
     }
 
-    /// The queue is gone.
+    /// The queue ends: nobody comes back for the requests that it still has.
     pub fn close_cell(&self, index: u32) {
         self.cell(index)[cell::STATE].store(FREE_CELL, Release);
     }
@@ -178,23 +180,19 @@ impl Journal {
     }
 
     /// Writes a record and makes it `Accepted`. Submitter.
+    #[inline(always)] // where the words of the SQE were just taken apart
     pub fn accept(&self, index: u32, sqe: &Sqe, origin: &Origin) {
-        self.write(index, sqe, origin);
-        self.set_state(index, const { state_word(State::Accepted, 0, 0) });
-    }
-
-    /// Writes all of a record but its state.
-    fn write(&self, index: u32, sqe: &Sqe, origin: &Origin) {
         let words = self.record(index);
-        for (word, value) in words.iter().zip(sqe.to_words()) {
-            word.store(value, Relaxed);
-        }
-        let rest =
+        let sqe = sqe.to_words();
+        let origin =
             [origin.session, u64::from(origin.cell) << 32 | u64::from(origin.sq_index), origin.sequence];
-        for (word, value) in words[record::SESSION..].iter().zip(rest) {
+        for (word, value) in words.iter().zip(sqe.into_iter().chain(origin)) {
             word.store(value, Relaxed);
         }
-        words[record::CHECK].store(fixed_check(index, sqe, rest), Relaxed);
+        words[record::CHECK].store(fixed_check(index, &sqe, &origin), Relaxed);
+        // Of its last use: should the state be damaged, this says how far it came.
+        words[record::CQ_INDEX].store(NO_INDEX, Relaxed);
+        words[record::STATE].store(const { state_word(State::Accepted, 0, 0) }, Release);
     }
 
     /// Stores the result of a request that is answered without the driver, or after its last step. Submitter, before anything
@@ -251,12 +249,14 @@ impl Journal {
         self.words(HEADER_BYTES + CELL_BYTES * index as usize, cell::WORDS)
     }
 
-    fn record(&self, index: u32) -> &[AtomicU64] {
+    #[inline]
+    fn record(&self, index: u32) -> &[AtomicU64; record::WORDS] {
         debug_assert!(index < self.records);
-        self.words(
+        let words = self.words(
             HEADER_BYTES + CELL_BYTES * self.cells as usize + RECORD_BYTES * index as usize,
             record::WORDS,
-        )
+        );
+        words.first_chunk().expect("words() gives as many as asked for")
     }
 
     fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {

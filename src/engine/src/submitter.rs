@@ -357,6 +357,8 @@ impl<S: SubmitHalf> Submitter<S> {
                 } else {
                     self.shared.refused.add(1);
                 }
+                // Before the acceptance line: a daemon after this one cannot see all that it was refused for.
+                self.journal.decide(record, -errno);
                 // Settled as one that others may be linked to: see Request::breaks_chain().
                 request.track(false);
                 self.effects.push(Effect::Refuse(record, errno));
@@ -485,6 +487,8 @@ impl<S: SubmitHalf> Submitter<S> {
 
     fn close_session(&mut self, session_id: u64, done: Box<dyn FnOnce() + Send>) {
         let Some(slots) = self.sessions.begin_close(session_id, done) else { return };
+        // Nobody comes back for what it is owed.
+        slots.iter().for_each(|slot| self.journal.close_cell(*slot));
         // Should nothing be waiting or in flight, no settle() will end the session.
         if let Some(ended) = self.sessions.ended_by_id(session_id) {
             return self.end(ended);
@@ -516,7 +520,6 @@ impl<S: SubmitHalf> Submitter<S> {
     /// Nothing of the session is in flight: take it apart.
     fn end(&mut self, ended: Ended) {
         for slot in &ended.slots {
-            self.journal.close_cell(*slot);
             self.order.remove_queue(*slot);
         }
         self.sessions.dismantle(&mut self.driver, ended, &self.link);

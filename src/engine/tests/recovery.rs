@@ -8,7 +8,7 @@ mod common;
 use std::{collections::BTreeMap, sync::Arc};
 
 use common::{
-    BLOCK, Client, Rig, VOLUME_BYTES,
+    BLOCK, Client, Rig, VOLUME_BYTES, done,
     puppet::{self, Puppet},
     request,
 };
@@ -103,6 +103,18 @@ fn what_cannot_be_done_twice_is_answered_so() {
     let dead = (-errno::EOWNERDEAD, 0);
     let broken = (-errno::ECANCELED, cqe_flags::REPLAYED);
     assert_eq!(by_user_data(&cqes), [(1, dead), (2, broken), (3, dead), (4, replayed), (5, replayed)].into());
+}
+
+#[test]
+fn a_session_that_was_ending_is_not_waited_for() {
+    let (mut rig, mut client) = rig();
+    client.submit(&[1, 2, 3, 4, 5, 6].map(|id| request(Opcode::Read, id, id * BLOCK)));
+    rig.turn_until("the driver to have four", |_| puppet::in_flight().len() == 4);
+    let (done, _) = done();
+    rig.send(Command::CloseSession { session_id: client.id, done });
+    let rig = rig.restart(|_| ()).unwrap();
+    assert_eq!(rig.parts.dormant, []);
+    assert_eq!(rig.parts.submitter.free_records(), 64);
 }
 
 #[test]

@@ -123,7 +123,7 @@ pub fn read(file: &[u8]) -> Result<Found, Unreadable> {
     cells.sort_by_key(|cell| cell.queue);
     for cell in cells {
         let session = found.sessions.entry(cell.session).or_default();
-        let (queue, unfit) = account(cell);
+        let (queue, unfit) = account(cell, found.damaged);
         if let Some(why) = unfit {
             session.unfit(format!("queue {}: {why}", queue.queue));
         }
@@ -168,6 +168,10 @@ impl<'a> File<'a> {
         self.words(HEADER_BYTES + CELL_BYTES * index)
     }
 
+    fn is_free(&self, cell: usize) -> bool {
+        cell < self.cells && self.cell(cell)[cell::STATE] == words::FREE_CELL
+    }
+
     fn record(&self, index: u32) -> [u64; record::WORDS] {
         self.words(HEADER_BYTES + CELL_BYTES * self.cells + RECORD_BYTES * index as usize)
     }
@@ -198,8 +202,38 @@ struct Entry {
     sequence: u64,
     /// `None`: damaged.
     standing: Option<Standing>,
-    /// `None`: damaged, or never written.
-    cq_index: Option<u32>,
+    cq: Cq,
+}
+
+/// Where the answer of a record stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cq {
+    /// Nowhere yet.
+    Nowhere,
+    At(u32),
+    Damaged,
+}
+
+impl Cq {
+    fn of(word: u64) -> Self {
+        match words::index(word) {
+            Some(index) => Self::At(index),
+            None if word == words::NO_INDEX => Self::Nowhere,
+            None => Self::Damaged,
+        }
+    }
+}
+
+/// What a record says of itself.
+enum Says {
+    /// It is owed.
+    Owed(Answer),
+    /// Its answer is visible.
+    Settled,
+    /// It has this result and these CQE flags, and may be owed or not.
+    Perhaps(i32, u8),
+    /// Nothing.
+    Nothing,
 }
 
 fn read_cells(file: &File<'_>, found: &mut Found) -> HashMap<u32, Cell> {
@@ -232,24 +266,24 @@ fn read_record(file: &File<'_>, index: u32, cells: &mut HashMap<u32, Cell>, foun
     if standing.is_some_and(|standing| standing.state == State::Free) {
         return;
     }
-    let sqe = Sqe::from_words(std::array::from_fn(|word| words[word]));
+    let sqe = std::array::from_fn(|word| words[word]);
     let rest @ [session, origin, sequence] =
         [words[record::SESSION], words[record::ORIGIN], words[record::SEQUENCE]];
-    if words[record::CHECK] != fixed_check(index, &sqe, rest) {
+    if words[record::CHECK] != fixed_check(index, &sqe, &rest) {
         found.damaged += 1;
         return;
     }
     found.sequence = found.sequence.max(sequence);
     match cells.get_mut(&((origin >> 32) as u32)) {
         Some(cell) if cell.session == session => cell.entries.push(Entry {
-            sqe,
+            sqe: Sqe::from_words(sqe),
             sq_index: origin as u32,
             sequence,
             standing,
-            cq_index: words::index(words[record::CQ_INDEX]),
+            cq: Cq::of(words[record::CQ_INDEX]),
         }),
-        // Its last use, long ago, or by the session before.
-        _ if standing.is_none() => {}
+        // Its last use, long ago, or by the session before; or one of a session that was ending.
+        _ if standing.is_none() || file.is_free((origin >> 32) as usize) => {}
         _ => {
             let unfit = "what the journal says of a queue that it has requests of is damaged";
             found.sessions.entry(session).or_default().unfit(unfit.into());
@@ -258,23 +292,32 @@ fn read_record(file: &File<'_>, index: u32, cells: &mut HashMap<u32, Cell>, foun
 }
 
 /// What is owed on a queue, and why that cannot be said.
-fn account(cell: Cell) -> (FoundQueue, Option<String>) {
+fn account(cell: Cell, lost: u32) -> (FoundQueue, Option<String>) {
     let Cell { queue, sq_head, cq_tail, refuses_chain, mut entries, .. } = cell;
     // At or beyond the acceptance line: not accepted.
     entries.retain(|entry| before(entry.sq_index, sq_head));
     entries.sort_by_key(|entry| entry.sq_index.wrapping_sub(sq_head));
-    let short = sq_head.wrapping_sub(cq_tail);
-    let mut found = FoundQueue { queue, sq_head, cq_tail, refuses_chain, owed: Vec::new() };
-    let mut unfit = None;
-    match place(&entries, cq_tail, short) {
-        Ok(placed) => found.owed = placed,
-        Err(why) => {
-            unfit = Some(why);
-            found.owed = entries.iter().filter_map(|entry| known(entry, cq_tail)).collect();
+    let mut owed = Vec::new();
+    let mut perhaps = Vec::new();
+    for entry in &entries {
+        match says(entry, cq_tail) {
+            Says::Owed(answer) => owed.push(entry.owed(answer)),
+            Says::Perhaps(result, flags) => perhaps.push((entry, result, flags)),
+            Says::Settled | Says::Nothing => {}
         }
     }
-    break_chains(&entries, &mut found.owed, sq_head);
-    (found, unfit)
+    let short = sq_head.wrapping_sub(cq_tail);
+    // The one that is missing, if no other can be.
+    if let [(entry, result, flags)] = perhaps[..]
+        && lost == 0
+        && owed.len() + 1 == short as usize
+    {
+        let cq_index = cq_tail.wrapping_add(gap(&owed, cq_tail));
+        owed.push(entry.owed(Answer::Done { result, flags, cq_index }));
+    }
+    let unfit = check(&owed, cq_tail, short).err();
+    break_chains(&entries, &mut owed, sq_head);
+    (FoundQueue { queue, sq_head, cq_tail, refuses_chain, owed }, unfit)
 }
 
 /// `a` stands before `b`, of two free-running indices that are not far apart.
@@ -282,84 +325,46 @@ fn before(a: u32, b: u32) -> bool {
     a.wrapping_sub(b).cast_signed() < 0
 }
 
-/// What a record that is not damaged says; `None` for one that is, or that is not owed any more.
-fn known(entry: &Entry, cq_tail: u32) -> Option<Owed> {
-    let standing = entry.standing?;
-    let answer = match standing.state {
-        State::Free => return None,
-        State::Accepted => Answer::None,
-        State::Decided => Answer::Decided(standing.result),
-        State::Done => {
-            let cq_index = entry.cq_index?;
-            if before(cq_index, cq_tail) {
-                return None;
-            }
-            Answer::Done { result: standing.result, flags: standing.flags, cq_index }
-        }
+impl Entry {
+    fn owed(&self, answer: Answer) -> Owed {
+        Owed { sqe: self.sqe, sq_index: self.sq_index, sequence: self.sequence, answer }
+    }
+}
+
+/// Where the state is damaged, the CQ index tells how far the request came, but not its result.
+fn says(entry: &Entry, cq_tail: u32) -> Says {
+    let done = |result, flags| match entry.cq {
+        Cq::At(cq_index) if before(cq_index, cq_tail) => Says::Settled,
+        Cq::At(cq_index) => Says::Owed(Answer::Done { result, flags, cq_index }),
+        Cq::Nowhere | Cq::Damaged => Says::Perhaps(result, flags),
     };
-    Some(owed(entry, answer))
-}
-
-fn owed(entry: &Entry, answer: Answer) -> Owed {
-    Owed { sqe: entry.sqe, sq_index: entry.sq_index, sequence: entry.sequence, answer }
-}
-
-/// Of a damaged record: what its answer is.
-fn salvaged(entry: &Entry) -> (i32, u8) {
-    match entry.standing {
-        Some(Standing { state: State::Done, result, flags }) => (result, flags),
-        _ => (-errno::EOWNERDEAD, 0),
+    match (entry.standing, entry.cq) {
+        (Some(Standing { state: State::Free, .. }), _) => Says::Settled,
+        (Some(Standing { state: State::Accepted, .. }), _) => Says::Owed(Answer::None),
+        (Some(Standing { state: State::Decided, result, .. }), _) => Says::Owed(Answer::Decided(result)),
+        (Some(Standing { state: State::Done, result, flags }), _) => done(result, flags),
+        (None, Cq::Nowhere) => Says::Owed(Answer::Decided(-errno::EOWNERDEAD)),
+        (None, Cq::At(_)) => done(-errno::EOWNERDEAD, 0),
+        (None, Cq::Damaged) => Says::Nothing,
     }
 }
 
-/// The `short` requests that are owed, where their answers stand without a gap from `cq_tail` on.
-fn place(entries: &[Entry], cq_tail: u32, short: u32) -> Result<Vec<Owed>, String> {
-    let mut all: Vec<Owed> = entries.iter().filter_map(|entry| known(entry, cq_tail)).collect();
-    let mut hit: Vec<&Entry> = entries.iter().filter(|entry| is_hit(entry)).collect();
-    let missing = (short as usize).checked_sub(all.len()).ok_or_else(|| {
-        format!("{short} requests are owed by its indices, and {} by its records", all.len())
-    })?;
-    if missing == 0 {
-        hit.clear(); // They were free, or answered.
-    } else if hit.len() != missing {
-        return Err(format!("{missing} of {short} requests that are owed are lost"));
+/// The first CQ entry from `cq_tail` on that no answer has.
+fn gap(owed: &[Owed], cq_tail: u32) -> u32 {
+    let places: HashSet<u32> = owed.iter().filter_map(|owed| place_of(owed, cq_tail)).collect();
+    (0..).find(|place| !places.contains(place)).unwrap_or_default()
+}
+
+/// All that is owed is there, and the answers stand without a gap from `cq_tail` on.
+fn check(owed: &[Owed], cq_tail: u32, short: u32) -> Result<(), String> {
+    if owed.len() != short as usize {
+        return Err(format!("its indices say that {short} requests are owed, its records {}", owed.len()));
     }
-    let mut places = BTreeMap::new();
-    for place in all.iter().filter_map(|owed| place_of(owed, cq_tail)) {
-        if place >= short || places.insert(place, ()).is_some() {
-            return Err("two answers have one CQ entry, or one beyond those that are owed".into());
-        }
-    }
-    // A damaged one may have been answered, and its CQE be visible: then it keeps its place.
-    hit.sort_by_key(|entry| entry.cq_index.map_or(u32::MAX, |index| index.wrapping_sub(cq_tail)));
-    let taken = places.len() as u32;
-    let mut unplaced = Vec::new();
-    for entry in hit {
-        let wanted = entry.cq_index.map(|index| index.wrapping_sub(cq_tail));
-        let gap = (0..taken + missing as u32).find(|place| !places.contains_key(place));
-        let next = gap.filter(|gap| wanted == Some(*gap) || (missing == 1 && *gap < taken));
-        let (result, flags) = salvaged(entry);
-        let Some(place) = next else {
-            unplaced.push(owed(entry, Answer::Decided(result)));
-            continue;
-        };
-        places.insert(place, ());
-        let cq_index = cq_tail.wrapping_add(place);
-        all.push(owed(entry, Answer::Done { result, flags, cq_index }));
-    }
-    if places.keys().zip(0..).any(|(place, expected)| *place != expected) {
+    let places: Vec<u32> = owed.iter().filter_map(|owed| place_of(owed, cq_tail)).collect();
+    if gap(owed, cq_tail) as usize != places.len() {
         return Err("an answer that the client may have seen is lost".into());
     }
-    all.append(&mut unplaced);
-    Ok(all)
-}
-
-/// Damaged where it says how far it came.
-fn is_hit(entry: &Entry) -> bool {
-    match entry.standing {
-        None => true,
-        Some(standing) => standing.state == State::Done && entry.cq_index.is_none(),
-    }
+    Ok(())
 }
 
 fn place_of(owed: &Owed, cq_tail: u32) -> Option<u32> {

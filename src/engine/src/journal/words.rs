@@ -2,8 +2,6 @@
 //!
 //! None of it is against somebody who means it: the file is the daemon's own.
 
-use ferrio_shm::entry::Sqe;
-
 /// State of a record. Far apart, and none of them 0: a page of zeroes is damage, and not "nothing owed".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -58,7 +56,10 @@ pub const fn index_word(index: u32) -> u64 {
     (!index as u64) << 32 | index as u64
 }
 
-/// `None`: damaged.
+/// In place of an index that there is not yet. Damage by one bit makes neither of the other.
+pub const NO_INDEX: u64 = 0x5555_5555_5555_5555;
+
+/// `None`: damaged, or [`NO_INDEX`].
 pub fn index(word: u64) -> Option<u32> {
     (word == index_word(word as u32)).then_some(word as u32)
 }
@@ -66,10 +67,11 @@ pub fn index(word: u64) -> Option<u32> {
 /// Check over the words of record `place` that do not change after its acceptance. Every change within one word is found: each
 /// step is a bijection of what is checked so far, and of the word. Others are missed once in 2^64.
 #[inline]
-pub fn fixed_check(place: u32, sqe: &Sqe, rest: [u64; 3]) -> u64 {
-    let [a, b, c, d, e, f, g, h] = sqe.to_words();
+pub fn fixed_check(place: u32, sqe: &[u64; 8], origin: &[u64; 3]) -> u64 {
+    let [a, b, c, d, e, f, g, h] = *sqe;
+    let [session, cell, sequence] = *origin;
     let mut check = SEED ^ u64::from(place);
-    for [first, second] in [[a, b], [c, d], [e, f], [g, h], [rest[0], rest[1]], [rest[2], 0]] {
+    for [first, second] in [[a, b], [c, d], [e, f], [g, h], [session, cell], [sequence, 0]] {
         check = (check ^ first).wrapping_mul(FACTOR).wrapping_add(second);
     }
     check
@@ -147,20 +149,23 @@ mod tests {
             }
         }
         assert!((0..64).all(|bit| cell_queue(FREE_CELL ^ 1 << bit, 0).is_err()));
-        let sqe = Sqe { op: 2, user_data: 42, offset: 4096, length: 8192, ..Sqe::default() };
-        let check = fixed_check(3, &sqe, [1, 2, 3]);
-        for (word, bit) in (0..8).flat_map(|word| (0..64).map(move |bit| (word, bit))) {
-            let mut words = sqe.to_words();
-            words[word] ^= 1 << bit;
-            assert_ne!(fixed_check(3, &Sqe::from_words(words), [1, 2, 3]), check);
+        let words: [u64; 11] = [0x0001_0002, 42, 4096, 8192, 0, 0, 0, 0, 3, 5 << 32, 9];
+        let check = |place, words: &[u64; 11]| {
+            let (sqe, origin) = (words.first_chunk().unwrap(), words.last_chunk().unwrap());
+            fixed_check(place, sqe, origin)
+        };
+        for (word, bit) in (0..11).flat_map(|word| (0..64).map(move |bit| (word, bit))) {
+            let mut flipped = words;
+            flipped[word] ^= 1 << bit;
+            assert_ne!(check(3, &flipped), check(3, &words));
         }
-        assert_ne!(fixed_check(4, &sqe, [1, 2, 3]), check);
+        assert_ne!(check(4, &words), check(3, &words));
     }
 
     #[test]
     fn zeroes_are_damage() {
         assert_eq!((standing(0), index(0), cell_queue(0, 0)), (None, None, Err(Damaged)));
-        assert_ne!(fixed_check(0, &Sqe::default(), [0; 3]), 0);
+        assert_ne!(fixed_check(0, &[0; 8], &[0; 3]), 0);
         assert_ne!(header_check(&[0; 7]), 0);
     }
 }

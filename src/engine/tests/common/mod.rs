@@ -27,6 +27,8 @@ use ferrio_shm::{
     ring::{CqConsumer, SqProducer},
 };
 
+use tempfile::TempDir;
+
 pub mod puppet;
 
 pub const BLOCK: u64 = 4096;
@@ -54,7 +56,8 @@ pub fn region(bytes: u64) -> (Region, Arc<Mapping>) {
 /// Engine under test.
 pub struct Rig<D: Driver> {
     pub parts: Threaded<D>,
-    pub dir: tempfile::TempDir,
+    /// Of its volumes, and of its journal.
+    dir: [Arc<TempDir>; 2],
     pub queues: Vec<Arc<QueueShared>>,
     /// What a turn is told about the time.
     pub clock: fn() -> Nanos,
@@ -64,6 +67,17 @@ pub struct Rig<D: Driver> {
     pub sleeps: bool,
     next_session: u64,
     config: EngineConfig,
+}
+
+/// What an engine leaves to the next one.
+#[derive(Clone)]
+pub struct Seed {
+    dir: [Arc<TempDir>; 2],
+    clock: fn() -> Nanos,
+    features: u64,
+    sleeps: bool,
+    next_session: u64,
+    pub config: EngineConfig,
 }
 
 /// Client side of one queue of one session.
@@ -88,7 +102,9 @@ impl<D: Driver> Rig<D> {
     pub fn with_threads(depth: u32, requests_max: u32, threads: Threads) -> Self {
         // A directory of a disk file system, so that O_DIRECT and short files behave as in life. Examples are not given one.
         let parent = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let dir = tempfile::tempdir_in(parent).unwrap();
+        let dir = Arc::new(tempfile::tempdir_in(parent).unwrap());
+        // On tmpfs, as in life: a disk file system syncs what is renamed over something.
+        let journal = Arc::new(tempfile::tempdir_in("/dev/shm").unwrap());
         let config = EngineConfig {
             name: "test".into(),
             backend: BackendChoice::Auto,
@@ -102,33 +118,38 @@ impl<D: Driver> Rig<D> {
             spin_us: 0,
             budgets: [4, 2, 2],
             helpers: 2,
-            journal: dir.path().join("journal"),
+            journal: journal.path().join("journal"),
             epoch: 1,
         };
-        let parts = Threaded::<D>::new(&config).unwrap();
-        Self {
-            parts,
-            dir,
-            queues: Vec::new(),
-            clock: clock::now,
-            features: 0,
-            sleeps: false,
-            next_session: 1,
-            config,
-        }
+        let dir = [dir, journal];
+        let seed = Seed { dir, clock: clock::now, features: 0, sleeps: false, next_session: 1, config };
+        Self::again(seed).unwrap()
     }
 
-    /// The engine ends where it stands, and another one, of another configuration perhaps, takes its journal over.
-    pub fn restart(self, change: impl FnOnce(&mut EngineConfig)) -> Result<Self, EngineError> {
-        let Self { parts, dir, clock, features, sleeps, next_session, mut config, .. } = self;
-        drop(parts);
-        change(&mut config);
+    /// What the next engine starts from.
+    pub fn seed(&self) -> Seed {
+        let Self { dir, clock, features, sleeps, next_session, config, .. } = self;
+        let (dir, config) = (dir.clone(), config.clone());
+        Seed { dir, clock: *clock, features: *features, sleeps: *sleeps, next_session: *next_session, config }
+    }
+
+    /// Takes the journal of another engine over.
+    pub fn again(seed: Seed) -> Result<Self, EngineError> {
+        let Seed { dir, clock, features, sleeps, next_session, config } = seed;
         let parts = Threaded::<D>::new(&config)?;
         Ok(Self { parts, dir, queues: Vec::new(), clock, features, sleeps, next_session, config })
     }
 
+    /// The engine ends where it stands, and another one, of another configuration perhaps, takes its journal over.
+    pub fn restart(self, change: impl FnOnce(&mut EngineConfig)) -> Result<Self, EngineError> {
+        let mut seed = self.seed();
+        drop(self);
+        change(&mut seed.config);
+        Self::again(seed)
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir[0].path().join(name)
     }
 
     pub fn file_target(&self, name: &str) -> Arc<Target> {
