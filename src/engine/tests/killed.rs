@@ -107,7 +107,7 @@ impl Life {
             }
         }
         let in_flight = puppet::in_flight();
-        if !in_flight.is_empty() && step % 3 != 0 {
+        if !in_flight.is_empty() && !step.is_multiple_of(3) {
             let place = step % in_flight.len();
             let id = in_flight[place] / BLOCK;
             puppet::answer(place, (id == FAILS).then_some(errno::EIO));
@@ -242,8 +242,8 @@ fn at_every_step() {
         let passes = (1..).take_while(|pass| killed_at(&[*pass], reaps_between)).count() as u64;
         assert!(passes > 100, "{passes} kill points passed");
         // Once more, soon after: in the recovery, or in what it leads to.
-        for pass in 1..=passes {
-            for again in [1, 2, 3, 4, 5, 6, 7, 8, 1 + pass * 7 % 60, 1 + pass * 31 % 120] {
+        for pass in (1..=passes).filter(|pass| (pass % 2 == 0) == reaps_between) {
+            for again in [1 + pass / 2 % 12, 1 + pass * 7 % 60, 1 + pass * 31 % 120] {
                 killed_at(&[pass, again, 1 + (pass + again) % 40], reaps_between);
             }
         }
