@@ -2,13 +2,17 @@
 
 use ferrio_driver::SubmitHalf;
 
-use super::{Submitter, steps::Step};
+use super::{
+    Submitter,
+    steps::{NOP, Step},
+};
 use crate::{clock::Nanos, kill_point};
 
 impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn schedule(&mut self, now: Nanos) -> u32 {
         let mut submitted = 0;
         let mut passed_over = [0; 3];
+        let mut op = NOP;
         while let Some(slot) = if self.classes.is_empty() { None } else { self.driver.reserve() } {
             let Some(class) = self.scheduler.next(self.backlog(&passed_over)) else {
                 self.driver.cancel_reserved(slot);
@@ -17,7 +21,7 @@ impl<S: SubmitHalf> Submitter<S> {
             let Some((queue, record)) = self.classes.pop(class) else {
                 unreachable!("the backlog said {class:?}")
             };
-            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record)) {
+            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, &mut op)) {
                 Ok(Step::Held) => {
                     self.driver.cancel_reserved(slot);
                     continue;
@@ -29,16 +33,14 @@ impl<S: SubmitHalf> Submitter<S> {
                     continue;
                 }
             };
-            if let Step::Op(op) | Step::Vectored(op) = &step {
-                if self.shares.is_used_up(op, self.driver.in_flight()) {
-                    self.driver.cancel_reserved(slot);
-                    self.classes.pass_over(class, queue, record);
-                    passed_over[class.index()] += 1;
-                    continue;
-                }
-                self.shares.take(record, op);
+            if self.shares.is_used_up(&op, self.driver.in_flight()) {
+                self.driver.cancel_reserved(slot);
+                self.classes.pass_over(class, queue, record);
+                passed_over[class.index()] += 1;
+                continue;
             }
-            if let Err(slot) = self.submit(slot, record, &step) {
+            self.shares.take(record, &op);
+            if let Err(slot) = self.submit(slot, record, step, &op) {
                 self.driver.cancel_reserved(slot);
                 self.shares.give_back(record);
                 self.classes.push_front(class, queue, record);

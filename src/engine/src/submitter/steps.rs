@@ -31,12 +31,24 @@ use crate::{
 /// written: a piece is what a helper thread is away for.
 const PIECE_BYTES: u64 = 64 << 20;
 
-/// What comes next for a request.
+/// An operation of no volume.
+pub(super) const NOP: Op = Op {
+    kind: OpKind::Nop,
+    file: FileIndex(0),
+    region: RegionIndex(0),
+    region_offset: 0,
+    length: 0,
+    offset: 0,
+    fua: false,
+};
+
+/// What comes next for a request. The operation itself stands with the caller: handed back by value it would be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// This operation.
-    Op(Op),
-    /// This one, with the segments that the Submitter has gathered.
-    Vectored(Op),
+    /// The operation.
+    Op,
+    /// The operation, with the segments that the Submitter has gathered.
+    Vectored,
     /// Nothing now: a lock keeps it back.
     Held,
 }
@@ -45,11 +57,12 @@ impl<S: SubmitHalf> Submitter<S> {
     /// The next step: all of a request, or what is left of it. Or the errno of its answer: the volume or region may have
     /// gone, or the volume have shrunk, since it was accepted.
     #[inline]
-    pub(super) fn next_step(&mut self, queue: u32, record: u32) -> Result<Step, i32> {
+    pub(super) fn next_step(&mut self, queue: u32, record: u32, op: &mut Op) -> Result<Step, i32> {
         let sqe = self.journal.sqe(record);
         let (read, write) = (sqe.op == Opcode::Read as u8, sqe.op == Opcode::Write as u8);
         if !(read || write) {
-            return self.next_step_of_others(queue, record, &sqe);
+            *op = NOP;
+            return self.next_step_of_others(queue, record, &sqe, op);
         }
         let rights = self.sessions.rights(queue);
         let volume = rights.volume(sqe.volume)?;
@@ -63,7 +76,7 @@ impl<S: SubmitHalf> Submitter<S> {
         if write && self.locks.write(volume.id, record, range) == Admission::Held {
             return Ok(Step::Held);
         }
-        Ok(Step::Op(Op {
+        *op = Op {
             kind: if write { OpKind::Write } else { OpKind::Read },
             file: volume.file,
             region: region.index,
@@ -72,30 +85,22 @@ impl<S: SubmitHalf> Submitter<S> {
             length: (length - done) as u32,
             offset: sqe.offset + done,
             fua: sqe.flags & sqe_flags::FUA != 0,
-        }))
+        };
+        Ok(Step::Op)
     }
 
     /// The next step of what is not a plain read or write.
     #[inline(never)]
-    fn next_step_of_others(&mut self, queue: u32, record: u32, sqe: &Sqe) -> Result<Step, i32> {
+    fn next_step_of_others(&mut self, queue: u32, record: u32, sqe: &Sqe, op: &mut Op) -> Result<Step, i32> {
         let Ok(opcode) = Opcode::try_from(sqe.op) else { unreachable!("checked opcode {}", sqe.op) };
-        let mut op = Op {
-            kind: OpKind::Nop,
-            file: FileIndex(0),
-            region: RegionIndex(0),
-            region_offset: 0,
-            length: 0,
-            offset: 0,
-            fua: false,
-        };
         if !has_volume(opcode) {
-            return Ok(Step::Op(op));
+            return Ok(Step::Op);
         }
         let volume = *self.sessions.rights(queue).volume(sqe.volume)?;
         op.file = volume.file;
         if opcode == Opcode::Flush {
             op.kind = OpKind::Flush;
-            return Ok(Step::Op(op));
+            return Ok(Step::Op);
         }
         if sqe.offset + sqe.length > volume.size {
             return Err(errno::ERANGE);
@@ -122,7 +127,7 @@ impl<S: SubmitHalf> Submitter<S> {
         record: u32,
         sqe: &Sqe,
         volume: &GrantedVolume,
-        mut op: Op,
+        op: &mut Op,
     ) -> Result<Step, i32> {
         let request = &self.shared.requests[record as usize];
         let done = request.done();
@@ -133,10 +138,10 @@ impl<S: SubmitHalf> Submitter<S> {
         op.length = (sqe.length - done) as u32;
         if sqe.op == Opcode::Readv as u8 {
             op.kind = OpKind::Read;
-            return Ok(Step::Vectored(op));
+            return Ok(Step::Vectored);
         }
         op.kind = OpKind::Write;
-        Ok(self.admit_write(volume, record, sqe.offset..sqe.offset + sqe.length, Step::Vectored(op)))
+        Ok(self.admit_write(volume, record, sqe.offset..sqe.offset + sqe.length, Step::Vectored))
     }
 
     fn next_piece(
@@ -144,7 +149,7 @@ impl<S: SubmitHalf> Submitter<S> {
         record: u32,
         sqe: &Sqe,
         volume: &GrantedVolume,
-        mut op: Op,
+        op: &mut Op,
     ) -> Result<Step, i32> {
         let request = &self.shared.requests[record as usize];
         request.set_stepwise();
@@ -152,11 +157,11 @@ impl<S: SubmitHalf> Submitter<S> {
         let piece = piece(sqe, request.done());
         if piece == 0 {
             op.kind = OpKind::Flush;
-            return Ok(Step::Op(op));
+            return Ok(Step::Op);
         }
         op.kind = if sqe.op == Opcode::Discard as u8 { OpKind::Discard } else { OpKind::WriteZeroes };
         op.length = piece as u32;
-        Ok(self.admit_write(volume, record, sqe.offset..sqe.offset + sqe.length, Step::Op(op)))
+        Ok(self.admit_write(volume, record, sqe.offset..sqe.offset + sqe.length, Step::Op))
     }
 
     fn next_of_compare_and_write(
@@ -165,7 +170,7 @@ impl<S: SubmitHalf> Submitter<S> {
         record: u32,
         sqe: &Sqe,
         volume: &GrantedVolume,
-        mut op: Op,
+        op: &mut Op,
     ) -> Result<Step, i32> {
         let request = &self.shared.requests[record as usize];
         if request.is_owner_dead() {
@@ -191,18 +196,23 @@ impl<S: SubmitHalf> Submitter<S> {
             op.region = scratch.index;
             op.region_offset = Scratch::offset(place) + done;
         }
-        Ok(Step::Op(op))
+        Ok(Step::Op)
     }
 
     /// Hands a step to the driver; a full batch is committed once to make room.
     #[inline]
-    pub(super) fn submit(&mut self, slot: Reserved, record: u32, step: &Step) -> Result<(), Reserved> {
-        let op = match step {
-            Step::Op(op) => op,
-            Step::Vectored(op) => return self.submit_vectored(slot, record, op),
+    pub(super) fn submit(
+        &mut self,
+        slot: Reserved,
+        record: u32,
+        step: Step,
+        op: &Op,
+    ) -> Result<(), Reserved> {
+        match step {
+            Step::Op => self.submit_plain(slot, record, op),
+            Step::Vectored => self.submit_vectored(slot, record, op),
             Step::Held => unreachable!("nothing to submit"),
-        };
-        self.submit_plain(slot, record, op)
+        }
     }
 
     #[inline]
