@@ -135,6 +135,13 @@ impl Life {
         for (before, then) in CHAINS {
             assert!(results[&before] >= 0 || results[&then] < 0, "{then} after {before}: {results:?}");
         }
+        for (cancel, target) in [(8, 7), (19, 18)] {
+            let knows = [0, -errno::EOWNERDEAD].contains(&results[&cancel]);
+            assert!(
+                results[&target] != -errno::ECANCELED || knows,
+                "{cancel} cancelled {target}: {results:?}"
+            );
+        }
         for (id, result) in &results {
             let expected: &[i32] = match *id {
                 4 => &[-errno::EINVAL],
