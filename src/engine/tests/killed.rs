@@ -28,8 +28,8 @@ use ferrio_shm::{
 /// Fails in the driver.
 const FAILS: u64 = 14;
 /// Who waits for whose success.
-const CHAINS: [(u64, u64); 9] =
-    [(1, 2), (2, 3), (9, 10), (10, 11), (12, 13), (14, 15), (15, 16), (20, 21), (21, 22)];
+const CHAINS: [(u64, u64); 11] =
+    [(26, 27), (27, 28), (1, 2), (2, 3), (9, 10), (10, 11), (12, 13), (14, 15), (15, 16), (20, 21), (21, 22)];
 
 fn of(op: Opcode, id: u64) -> Sqe {
     request(op, id, id * BLOCK)
@@ -70,8 +70,11 @@ fn batches() -> Vec<Vec<Sqe>> {
             linked(of(Opcode::Write, FAILS)),
             linked(of(Opcode::Write, 15)),
             of(Opcode::Read, 16),
+            linked(of(Opcode::Write, 26)),
+            linked(of(Opcode::Write, 27)),
+            of(Opcode::Read, 28),
         ],
-        vec![cancel(17, 15), of(Opcode::Write, 18), cancel(19, 18)],
+        vec![cancel(29, 27), cancel(17, 15), of(Opcode::Write, 18), cancel(19, 18)],
         vec![
             linked(of(Opcode::Read, 20)),
             linked(cancel(21, 20)),
@@ -135,7 +138,7 @@ impl Life {
         for (before, then) in CHAINS {
             assert!(results[&before] >= 0 || results[&then] < 0, "{then} after {before}: {results:?}");
         }
-        for (cancel, target) in [(8, 7), (19, 18)] {
+        for (cancel, target) in [(8, 7), (19, 18), (29, 27)] {
             let knows = [0, -errno::EOWNERDEAD].contains(&results[&cancel]);
             assert!(
                 results[&target] != -errno::ECANCELED || knows,
@@ -145,13 +148,13 @@ impl Life {
         for (id, result) in &results {
             let expected: &[i32] = match *id {
                 4 => &[-errno::EINVAL],
-                8 | 17 | 19 => &[0, -errno::ENOENT, -errno::EALREADY, -errno::EOWNERDEAD],
+                8 | 17 | 19 | 29 => &[0, -errno::ENOENT, -errno::EALREADY, -errno::EOWNERDEAD],
                 10 => &[-errno::EINVAL],
                 11 => &[-errno::ECANCELED],
                 12 | 13 => &[-errno::EINVAL, BLOCK as i32],
                 FAILS => &[-errno::EIO],
                 15 | 16 => &[-errno::ECANCELED],
-                7 | 18 => &[BLOCK as i32, -errno::ECANCELED],
+                7 | 18 | 27 | 28 => &[BLOCK as i32, -errno::ECANCELED],
                 21 => &[-errno::ENOENT, -errno::EALREADY, -errno::EOWNERDEAD],
                 5 => &[0],
                 22 => &[-errno::ECANCELED],
