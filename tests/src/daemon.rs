@@ -149,14 +149,44 @@ impl Daemon {
     /// It does not come up.
     #[track_caller]
     pub fn restart(&mut self) {
-        let mut process = self.builder.spawn();
+        self.spawn();
+        self.wait_until_it_serves();
+    }
+
+    /// Starts it again, without waiting for it.
+    pub fn spawn(&mut self) {
+        self.process = Some(self.builder.spawn());
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Panics
+    /// It does not.
+    #[track_caller]
+    pub fn wait_until_it_serves(&mut self) {
         let (control, attach) = (self.control(), self.path("run/attach.sock"));
+        let process = self.process.as_mut().expect("the daemon runs");
         wait_until("the daemon to serve", || {
             assert!(!process.has_ended(), "the daemon ended:\n{}", process.stderr());
             // A socket file may be a leftover of the daemon before.
             std::os::unix::net::UnixStream::connect(&control).is_ok() && peer::connect(&attach).is_ok()
         });
-        self.process = Some(process);
+    }
+
+    /// Environment of the next start: a variable, or none of this name.
+    pub fn set_env(&mut self, name: &str, value: Option<&str>) {
+        let environment = &mut self.builder.environment;
+        environment.retain(|(known, _)| known != name);
+        environment.extend(value.map(|value| (name.into(), value.into())));
+    }
+
+    /// Waits for it to end by itself.
+    ///
+    /// # Panics
+    /// It does not.
+    #[track_caller]
+    pub fn ended(&mut self) -> Finished {
+        self.process.take().expect("the daemon runs").finish()
     }
 
     /// Control socket.

@@ -15,7 +15,7 @@
 mod tests;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
 };
 
@@ -114,6 +114,14 @@ fn stamp_of(value: u64, block: u64, index: usize) -> Option<u32> {
     let plain = value.wrapping_mul(0xf1de_83e1_9937_733d);
     let stamp = (plain >> 32) as u32;
     (stamp != 0 && word(stamp, block, index) == value).then_some(stamp)
+}
+
+/// The stamps that a block is made of; 0 for zeros, `None` for what nobody wrote there.
+#[must_use]
+pub fn stamps(words: &[u64], block: u64) -> BTreeSet<Option<u32>> {
+    let stamp =
+        |(index, value): (usize, &u64)| if *value == 0 { Some(0) } else { stamp_of(*value, block, index) };
+    words.iter().enumerate().map(stamp).collect()
 }
 
 /// All that was asked of a volume from one quiet moment to the next.

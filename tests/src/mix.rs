@@ -19,6 +19,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of the region beside the arena.
 const REGION_BYTES: u64 = 1 << 20;
 
+/// Whose outcome may be unknown (EOWNERDEAD).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restarts {
+    /// Nobody's: the daemon is not killed.
+    Never,
+    /// What cannot be done twice: the daemon is killed and started again.
+    Killed,
+    /// Anybody's: and its journal is damaged.
+    Damaged,
+}
+
 /// How a round is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -34,6 +45,8 @@ pub struct Shape {
     pub chain_max: usize,
     /// Requests may fail with EIO.
     pub faults: bool,
+    /// What may happen to the daemon.
+    pub restarts: Restarts,
 }
 
 /// What the rounds have seen, so that a test can tell that it tested something.
@@ -53,6 +66,10 @@ pub struct Tally {
     pub differed: u64,
     /// Reads compared.
     pub read: u64,
+    /// Answered EOWNERDEAD.
+    pub owner_dead: u64,
+    /// Done again after a restart.
+    pub replayed: u64,
     /// Most requests in flight on one queue.
     pub deepest: usize,
 }
@@ -318,6 +335,7 @@ impl<'a> Mix<'a> {
             Err(_) => Outcome::Failed,
         };
         self.tally.count(&op.effect, answer);
+        self.tally.replayed += u64::from(completion.replayed());
         if let (Effect::Read(words), Outcome::Done) = (&mut op.effect, op.outcome) {
             match (&completion.buffer, &completion.iovec) {
                 (Some(buffer), None) => *words = words_of(buffer),
@@ -401,6 +419,7 @@ impl<'a> Mix<'a> {
     /// What answers say about each other.
     fn check_answers(&self) -> Outcomes {
         let mut cancelled = vec![0; self.asked.len()];
+        let mut unknown = vec![false; self.asked.len()];
         let mut broken: HashMap<u64, usize> = HashMap::new();
         let fail = |op: usize, what: &str| Err(format!("{what}: {}", self.describe(op)));
         for (index, asked) in self.asked.iter().enumerate() {
@@ -412,7 +431,9 @@ impl<'a> Mix<'a> {
                     return fail(target, "answered after the cancel that took it back");
                 }
                 Some(Ok(_)) => cancelled[target] += 1,
-                Some(Err(Errno::EALREADY)) if !missed => {
+                // Whether it took the request back is not known.
+                Some(Err(Errno::EOWNERDEAD)) => unknown[target] = true,
+                Some(Err(Errno::EALREADY)) if !missed && !self.is_behind_unknown(target) => {
                     return fail(target, "a cancel came too late for it, and it is cancelled");
                 }
                 Some(Err(Errno::ENOENT))
@@ -431,13 +452,14 @@ impl<'a> Mix<'a> {
             let chain = self.history.ops[index].chain;
             let behind = chain.is_some_and(|chain| broken.contains_key(&chain));
             match answer {
-                Err(Errno::ECANCELED) if behind || cancelled[index] > 0 => {}
+                Err(Errno::ECANCELED) if behind || cancelled[index] > 0 || unknown[index] => {}
                 Err(Errno::ECANCELED) => return fail(index, "cancelled by nobody"),
                 Err(Errno::ETIMEDOUT) if asked.timeout => {}
                 _ if behind => return fail(index, "executed behind a failure in its chain"),
                 Err(Errno::EILSEQ) if asked.what == "compare-and-write" => {}
                 Err(Errno::ENOENT | Errno::EALREADY) if asked.cancels.is_some() => {}
                 Err(Errno::EIO) if self.shape.faults => {}
+                Err(Errno::EOWNERDEAD) if self.may_be_unknown(asked) => {}
                 Err(Errno::EOPNOTSUPP) if self.is_unsupported(asked.what) => {}
                 Ok(_) => {}
                 Err(_) => return fail(index, "an answer that nothing explains"),
@@ -447,6 +469,21 @@ impl<'a> Mix<'a> {
             }
         }
         Ok(())
+    }
+
+    /// After a restart all that is done again counts as issued, and one behind a request of unknown outcome is not done.
+    fn is_behind_unknown(&self, target: usize) -> bool {
+        let chain = self.history.ops[target].chain;
+        let mut before = (0..target).filter(|op| chain.is_some() && self.history.ops[*op].chain == chain);
+        before.any(|op| self.asked[op].answer == Some(Err(Errno::EOWNERDEAD)))
+    }
+
+    fn may_be_unknown(&self, asked: &Asked) -> bool {
+        match self.shape.restarts {
+            Restarts::Never => false,
+            Restarts::Killed => asked.what == "compare-and-write" || asked.cancels.is_some(),
+            Restarts::Damaged => true,
+        }
     }
 
     fn is_unsupported(&self, what: &str) -> bool {
@@ -469,12 +506,13 @@ impl Tally {
             (_, Err(Errno::ECANCELED)) => self.cancelled += 1,
             (_, Err(Errno::ETIMEDOUT)) => self.timed_out += 1,
             (_, Err(Errno::EIO)) => self.failed += 1,
+            (_, Err(Errno::EOWNERDEAD)) => self.owner_dead += 1,
             _ => {}
         }
     }
 }
 
-fn words_of(bytes: &[u8]) -> Vec<u64> {
+pub(crate) fn words_of(bytes: &[u8]) -> Vec<u64> {
     let (words, _) = bytes.as_chunks::<8>();
     words.iter().map(|word| u64::from_le_bytes(*word)).collect()
 }

@@ -10,7 +10,7 @@ use ferrio_api::v1::{FaultEffect, FaultOp, FaultRule, VolumeState};
 use ferrio_client::{Access, Buffer, Cancelled, Errno, Queue, QueueOptions, Request, Session, Volume};
 use ferrio_tests::{
     Daemon, DaemonBuilder, Mix, Operator,
-    mix::{Shape, Tally},
+    mix::{Restarts, Shape, Tally},
     process::wait_until,
 };
 use rustix::process::Signal;
@@ -51,7 +51,15 @@ fn mix_on_a_bad_disk(builder: DaemonBuilder) -> Tally {
     let session = session.queue(QueueOptions::default()).queue(QueueOptions::default()).open().unwrap();
     let volume = session.volume("data").unwrap();
     let queues = vec![session.take_queue(0).unwrap(), session.take_queue(1).unwrap()];
-    let shape = Shape { blocks: 48, blocks_max: 8, requests: 1000, depth: 48, chain_max: 6, faults: true };
+    let shape = Shape {
+        blocks: 48,
+        blocks_max: 8,
+        requests: 1000,
+        depth: 48,
+        chain_max: 6,
+        faults: true,
+        restarts: Restarts::Never,
+    };
     let mut mix = Mix::new(&session, &volume, queues, shape);
     operator.set_faults("data", seed, bad_disk()).expect("faults");
     let end = Instant::now() + Duration::from_secs(from_environment("FERRIO_MIX_SECONDS", 2));

@@ -8,15 +8,22 @@ use std::time::{Duration, Instant};
 use ferrio_client::{Access, Features, QueueOptions, Session, WaitPolicy};
 use ferrio_tests::{
     Daemon, DaemonBuilder, Mix,
-    mix::{Shape, Tally},
+    mix::{Restarts, Shape, Tally},
     seccomp::without_io_uring,
     skip::{has_program, skip},
 };
 
 const MIB: u64 = 1 << 20;
 
-const SHAPE: Shape =
-    Shape { blocks: 48, blocks_max: 8, requests: 1000, depth: 48, chain_max: 6, faults: false };
+const SHAPE: Shape = Shape {
+    blocks: 48,
+    blocks_max: 8,
+    requests: 1000,
+    depth: 48,
+    chain_max: 6,
+    faults: false,
+    restarts: Restarts::Never,
+};
 
 fn from_environment(name: &str, default: u64) -> u64 {
     let value = std::env::var(name).ok();

@@ -9,15 +9,28 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ferrio_api::v1;
-use ferrio_client::{Access, Buffer, Queue, QueueOptions, Request, Session, Volume, WaitPolicy};
+use ferrio_client::{
+    Access, Buffer, Queue, QueueOptions, Request, Session, SessionBuilder, Volume, WaitPolicy,
+};
 use ferrio_shm::abi::features;
 use ferrio_tests::{
-    RawSession,
+    Mix, RawSession,
     hostile::{self, Act},
+    ledger::load::{self, Load},
+    mix::{Restarts, Shape},
     raw::{self, open_request, request},
 };
 
 const BLOCK: u64 = 4096;
+const MIX: Shape = Shape {
+    blocks: 48,
+    blocks_max: 8,
+    requests: 400,
+    depth: 32,
+    chain_max: 6,
+    faults: false,
+    restarts: Restarts::Killed,
+};
 
 #[derive(Parser)]
 struct Arguments {
@@ -58,6 +71,16 @@ enum Command {
     Compute {
         /// 0 to 1.
         share: f64,
+    },
+    /// Works on the blocks of a ledger.
+    Ledger(#[command(flatten)] Load),
+    /// Random requests of all kinds against a model of the volume, round after round, until a file exists.
+    Mix {
+        volume: String,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long)]
+        until: PathBuf,
     },
     /// Opens sessions, says so, does a little with each, and waits for a signal.
     Hold {
@@ -110,6 +133,10 @@ fn at_work() {
     println!("at work");
 }
 
+fn builder(arguments: &Arguments) -> SessionBuilder {
+    Session::builder(&arguments.socket).name(&arguments.name).patience(Duration::from_secs(60))
+}
+
 fn run(arguments: &Arguments) -> Outcome<()> {
     match &arguments.command {
         Command::Hostile { act } => act.run(&arguments.socket, at_work),
@@ -159,6 +186,27 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             let path = arguments.socket.with_file_name("attach.sock");
             let (answer, _, _) = raw::resume(&path, *session, bytes, &[memory.as_fd()]);
             println!("told {answer:?}");
+            Ok(())
+        }
+        Command::Ledger(load) => {
+            let [answered, replayed, owner_dead] = load.run(builder(arguments))?;
+            println!("answered {answered}, replayed {replayed}, owner dead {owner_dead}");
+            Ok(())
+        }
+        Command::Mix { volume, seed, until } => {
+            let options = QueueOptions { wait: WaitPolicy::Sleep, ..QueueOptions::default() };
+            let builder = builder(arguments).volume(volume, Access::ReadWrite).arena_bytes(16 << 20);
+            let session = load::open(builder.queue(options.clone()).queue(options))?;
+            let queues = vec![session.take_queue(0)?, session.take_queue(1)?];
+            let mut mix = Mix::new(&session, &session.volume(volume)?, queues, MIX);
+            println!("started");
+            for round in 0.. {
+                mix.round(seed + round)?;
+                if until.exists() {
+                    break;
+                }
+            }
+            println!("{:?}", mix.tally);
             Ok(())
         }
         Command::Verify { volume, offset, bytes, entries, seed, seconds, until, wait, prio } => {
