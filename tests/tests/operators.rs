@@ -208,22 +208,48 @@ fn shape(line: &str) -> String {
     words.join(" ")
 }
 
-#[test]
-fn the_readme_shows_what_the_demo_prints() {
+/// The README shows, as its `nth` text (from 1), what the demo prints with these arguments.
+#[track_caller]
+fn is_shown(nth: usize, arguments: &[&str]) {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
     let block = readme
         .split("```text\n")
-        .nth(1)
+        .nth(nth)
         .and_then(|rest| rest.split("```").next())
         .expect("the demo's output");
     let directory = tempfile::tempdir().unwrap();
-    let finished = Process::start(&mut demo(directory.path(), &["--seconds", "2"])).finish().expect(0);
+    let finished = Process::start(&mut demo(directory.path(), arguments)).finish().expect(0);
     let printed = finished.stderr + &finished.stdout;
     let shapes: Vec<String> = printed.lines().map(shape).collect();
     let shown: Vec<&str> = block.lines().filter(|line| *line != "...").collect();
-    assert!(shown.len() > 8, "{block}");
+    assert!(shown.len() > 5, "{block}");
     for line in shown {
         assert!(shapes.contains(&shape(line)), "the demo does not print {line:?}:\n{printed}");
+    }
+}
+
+#[test]
+fn the_readme_shows_what_the_demos_print() {
+    is_shown(1, &["--seconds", "2"]);
+    is_shown(2, &["--restart", "--seconds", "2"]);
+}
+
+#[test]
+fn the_demo_of_a_restart_loses_nothing() {
+    for signal in ["kill", "term"] {
+        let directory = tempfile::tempdir().unwrap();
+        let arguments = ["--restart", "--sessions", "20", "--signal", signal, "--json", "--seconds", "2"];
+        let finished = Process::start(&mut demo(directory.path(), &arguments)).finish().expect(0);
+        let report: Value = serde_json::from_str(&finished.stdout).expect("one JSON object and nothing else");
+        assert_eq!(
+            (&report["verified"], &report["sessions"]),
+            (&Value::from(true), &Value::from(20)),
+            "{report}"
+        );
+        let gap = report["gap_ms"]["max"].as_f64().unwrap();
+        assert!(gap > 0.0 && report["gap_beyond_drain_ms"]["max"].as_f64().unwrap() <= gap, "{report}");
+        assert_eq!(report["blocks_verified"], 20 * 64, "{report}");
+        assert!(leftovers(directory.path()).is_empty(), "left behind: {:?}", leftovers(directory.path()));
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `message` | what the client processes tell |
 //! | `stage` | directory, configuration and daemon, and their end |
 //! | `clients` | the client processes, from outside |
+//! | `restart`, `pauses` | the other demo: what sessions notice of a restart |
 //! | `watch`, `screen`, `report` | the queues over gRPC, progress, the outcome |
 
 pub mod client;
@@ -15,7 +16,9 @@ pub mod pattern;
 mod clients;
 mod drive;
 mod message;
+mod pauses;
 mod report;
+mod restart;
 mod screen;
 mod stage;
 mod watch;
@@ -28,7 +31,8 @@ use ferrio_api::v1;
 use ferrio_api::v1::engines_client::EnginesClient;
 use ferrio_api::v1::volumes_client::VolumesClient;
 use rustix::process::Signal;
-use tokio::signal::unix::{SignalKind, signal};
+use serde::Serialize;
+use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -40,6 +44,7 @@ use client::Role;
 use clients::{Client, Order, Tell};
 use message::{Failure, Message};
 use report::Outcome;
+use restart::{Restart, RestartOutcome};
 use screen::Screen;
 use stage::Stage;
 use watch::Watch;
@@ -63,8 +68,17 @@ pub struct Args {
     /// Where to make the temporary directory [default: $TMPDIR, or /tmp].
     #[arg(long)]
     pub dir: Option<PathBuf>,
+    /// Kill or stop the daemon in the middle, start it again, and say how long the sessions had to wait.
+    #[arg(long)]
+    pub restart: bool,
+    /// Sessions that meet the restart.
+    #[arg(long, default_value_t = 100, requires = "restart", value_parser = clap::value_parser!(u64).range(1..=restart::SESSIONS_MAX))]
+    pub sessions: u64,
+    /// How the daemon is ended.
+    #[arg(long, value_enum, default_value = "kill", requires = "restart")]
+    pub signal: restart::Ending,
     /// Lets the bulk writer write a wrong byte into this block of its area, to see that it is found.
-    #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(0..AREA_BLOCKS))]
+    #[arg(long, hide = true, conflicts_with = "restart", value_parser = clap::value_parser!(u64).range(0..AREA_BLOCKS))]
     pub corrupt_block: Option<u64>,
 }
 
@@ -87,48 +101,134 @@ pub fn run_client(args: ClientArgs) -> ExitCode {
 /// Runs the demo.
 pub fn run(args: Args) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(perform(&args)),
-        Err(error) => Err(Failure::new("", format!("cannot start: {error}"))),
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
     };
-    let outcome = outcome.unwrap_or_else(|failure| Outcome { failures: vec![failure], ..Outcome::default() });
-    if args.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&outcome).unwrap_or_else(|error| unreachable!("{error}"))
-        );
+    if args.restart {
+        let outcome = runtime.block_on(perform_restart(&args));
+        print(args.json, outcome.verified, &outcome, outcome.text())
     } else {
-        println!("{}", outcome.text());
+        let outcome = runtime.block_on(perform(&args));
+        let outcome =
+            outcome.unwrap_or_else(|failure| Outcome { failures: vec![failure], ..Outcome::default() });
+        print(args.json, outcome.verified, &outcome, outcome.text())
     }
-    if outcome.verified { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print(json: bool, verified: bool, outcome: &impl Serialize, text: String) -> ExitCode {
+    if json {
+        println!("{}", serde_json::to_string_pretty(outcome).unwrap_or_else(|error| unreachable!("{error}")));
+    } else {
+        println!("{text}");
+    }
+    if verified { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn perform(args: &Args) -> Result<Outcome, Failure> {
-    let seed = getrandom::u64().map_err(|error| Failure::new("", format!("no random seed: {error}")))?;
-    let cannot = |error: std::io::Error| Failure::new("", format!("cannot listen for signals: {error}"));
-    // From here on a signal does not end the process, but the demo, which then removes what it made.
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
-    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let mut stage = Stage::set(
-        &parent,
-        &args.backend,
-        Role::ALL.len() as u64 * AREA_BLOCKS * pattern::BLOCK_BYTES as u64,
-    )?;
-
+    let seed = seed()?;
+    let mut interrupts = Interrupts::listen()?;
+    let bytes = Role::ALL.len() as u64 * AREA_BLOCKS * pattern::BLOCK_BYTES as u64;
+    let mut stage = set(args, bytes, Role::ALL.len() as u64)?;
     let mut show = Show::new(args.seconds, seed);
     let ended = tokio::select! {
         ended = show.play(&mut stage, args) => ended,
-        _ = interrupt.recv() => Err(Failure::new("", "interrupted (SIGINT)")),
-        _ = terminate.recv() => Err(Failure::new("", "interrupted (SIGTERM)")),
-        _ = hangup.recv() => Err(Failure::new("", "interrupted (SIGHUP)")),
+        failure = interrupts.next() => Err(failure),
     };
     let mut outcome = show.end().await;
     outcome.failures.extend(ended.err());
     outcome.failures.extend(stage.clear().await.err());
     outcome.verified = outcome.failures.is_empty() && outcome.clients.len() == Role::ALL.len();
     Ok(outcome)
+}
+
+async fn perform_restart(args: &Args) -> RestartOutcome {
+    let set_up = || {
+        let (seed, interrupts) = (seed()?, Interrupts::listen()?);
+        Ok((seed, interrupts, set(args, restart::volume_bytes(args.sessions), args.sessions)?))
+    };
+    let failed = |failure| RestartOutcome { failures: vec![failure], ..RestartOutcome::default() };
+    let (seed, mut interrupts, mut stage) = match set_up() {
+        Ok(set) => set,
+        Err(failure) => return failed(failure),
+    };
+    let mut restart = Restart::new();
+    let ended = tokio::select! {
+        ended = restart.play(&mut stage, args, seed) => ended,
+        failure = interrupts.next() => Err(failure),
+    };
+    let mut outcome = ended.unwrap_or_else(failed);
+    outcome.failures.extend(stage.clear().await.err());
+    outcome.verified = outcome.failures.is_empty();
+    outcome
+}
+
+fn seed() -> Result<u64, Failure> {
+    getrandom::u64().map_err(|error| Failure::new("", format!("no random seed: {error}")))
+}
+
+fn set(args: &Args, volume_bytes: u64, sessions: u64) -> Result<Stage, Failure> {
+    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    Stage::set(&parent, &args.backend, volume_bytes, sessions)
+}
+
+/// Signals that end not the process, but the demo, which then removes what it made.
+struct Interrupts([(unix::Signal, &'static str); 3]);
+
+impl Interrupts {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind, name| match unix::signal(kind) {
+            Ok(signal) => Ok((signal, name)),
+            Err(error) => Err(Failure::new("", format!("cannot listen for signals: {error}"))),
+        };
+        Ok(Self([
+            listen(SignalKind::interrupt(), "SIGINT")?,
+            listen(SignalKind::terminate(), "SIGTERM")?,
+            listen(SignalKind::hangup(), "SIGHUP")?,
+        ]))
+    }
+
+    async fn next(&mut self) -> Failure {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        let name = tokio::select! {
+            _ = interrupt.0.recv() => interrupt.1,
+            _ = terminate.0.recv() => terminate.1,
+            _ = hangup.0.recv() => hangup.1,
+        };
+        Failure::new("", format!("interrupted ({name})"))
+    }
+}
+
+/// What a demo says of the daemon that it has started.
+struct Introduction {
+    text: String,
+    backend: String,
+    backend_reason: String,
+    direct: bool,
+}
+
+async fn introduction(channel: Channel, stage: &Stage) -> Result<Introduction, Failure> {
+    let failed =
+        |status: tonic::Status| Failure::new("", format!("the daemon does not answer: {}", status.message()));
+    let engines =
+        EnginesClient::new(channel.clone()).list(v1::ListEnginesRequest {}).await.map_err(failed)?;
+    let volumes = VolumesClient::new(channel).list(v1::ListVolumesRequest {}).await.map_err(failed)?;
+    let engine = engines.into_inner().engines.pop().unwrap_or_default();
+    let volume = volumes.into_inner().volumes.pop().unwrap_or_default();
+    let text = format!(
+        "daemon serves {}; volume {} of {} MiB, {}; {} ({})",
+        stage.socket().display(),
+        volume.path,
+        volume.size_bytes >> 20,
+        if volume.direct { "O_DIRECT".to_owned() } else { format!("not O_DIRECT: {}", volume.direct_reason) },
+        engine.backend,
+        engine.backend_reason,
+    );
+    let (backend, backend_reason) = (engine.backend, engine.backend_reason);
+    Ok(Introduction { text, backend, backend_reason, direct: volume.direct })
 }
 
 /// The demo between its start and its end, whatever ends it.
@@ -173,30 +273,11 @@ impl Show {
     }
 
     async fn introduce(&mut self, channel: Channel, stage: &Stage) -> Result<(), Failure> {
-        let failed = |status: tonic::Status| {
-            Failure::new("", format!("the daemon does not answer: {}", status.message()))
-        };
-        let engines =
-            EnginesClient::new(channel.clone()).list(v1::ListEnginesRequest {}).await.map_err(failed)?;
-        let volumes = VolumesClient::new(channel).list(v1::ListVolumesRequest {}).await.map_err(failed)?;
-        let engine = engines.into_inner().engines.pop().unwrap_or_default();
-        let volume = volumes.into_inner().volumes.pop().unwrap_or_default();
-        self.screen.note(&format!(
-            "daemon serves {}; volume {} of {} MiB, {}; {} ({})",
-            stage.socket().display(),
-            volume.path,
-            volume.size_bytes >> 20,
-            if volume.direct {
-                "O_DIRECT".to_owned()
-            } else {
-                format!("not O_DIRECT: {}", volume.direct_reason)
-            },
-            engine.backend,
-            engine.backend_reason,
-        ));
-        self.outcome.backend = engine.backend;
-        self.outcome.backend_reason = engine.backend_reason;
-        self.outcome.direct = volume.direct;
+        let introduced = introduction(channel, stage).await?;
+        self.screen.note(&introduced.text);
+        self.outcome.backend = introduced.backend;
+        self.outcome.backend_reason = introduced.backend_reason;
+        self.outcome.direct = introduced.direct;
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 
 use super::message::Failure;
 use super::pattern::{BLOCK_BYTES, Pattern};
+use super::pauses::Pauses;
 
 /// A request that is not completed after this time is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);
@@ -46,6 +47,9 @@ pub struct Drive {
     spare: Vec<Buffer>,
     pub reads: u64,
     pub writes: u64,
+    /// Completions of requests that were done again after a restart.
+    pub replayed: u64,
+    pub pauses: Pauses,
 }
 
 #[derive(Clone, Copy)]
@@ -79,6 +83,8 @@ impl Drive {
             spare: (0..depth).map(buffer).collect::<Result<_, _>>()?,
             reads: 0,
             writes: 0,
+            replayed: 0,
+            pauses: Pauses::default(),
         })
     }
 
@@ -176,7 +182,10 @@ impl Drive {
         let Some(Flight { job, since }) = self.flights[completion.ticket.slot()].take() else {
             return Err(self.failure("a completion for a request that was not submitted".into()));
         };
-        measured.latency.saturating_record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let now = Instant::now();
+        measured.latency.saturating_record(u64::try_from((now - since).as_nanos()).unwrap_or(u64::MAX));
+        self.pauses.completed(now);
+        self.replayed += u64::from(completion.replayed());
         let verb = if job.write { "writing" } else { "reading" };
         let result = completion.result.map_err(|error| {
             self.failure(format!("{verb} blocks {} to {}: {error}", job.first, job.first + job.blocks - 1))

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
 use ferrio_api::v1::admin_client::AdminClient;
@@ -18,6 +18,7 @@ use crate::cli;
 
 /// Name of the demo's volume.
 pub const VOLUME: &str = "demo";
+const VOLUME_FILE: &str = "volume.img";
 
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// The daemon drains: its own limit is in the configuration, and shorter.
@@ -32,16 +33,17 @@ const DIRECTORY_PREFIX: &str = "ferrio-demo-";
 /// A running daemon and the directory it lives in.
 pub struct Stage {
     directory: TempDir,
+    command: Command,
     daemon: Child,
     /// The daemon ends when this is closed, which the kernel does for a demo that was killed.
-    _tether: Option<ChildStdin>,
+    tether: Option<ChildStdin>,
     /// It ended by itself, and that was said.
     lost: bool,
 }
 
 impl Stage {
-    /// Starts a daemon with one file volume.
-    pub fn set(parent: &Path, backend: &str, volume_bytes: u64) -> Result<Self, Failure> {
+    /// Starts a daemon with one file volume, for so many sessions.
+    pub fn set(parent: &Path, backend: &str, volume_bytes: u64, sessions: u64) -> Result<Self, Failure> {
         let cannot = |what: &str, error: std::io::Error| {
             let fix = "name a writable directory on a disk with --dir";
             Failure::new("", format!("cannot {what} in {}: {error}; {fix}", parent.display()))
@@ -49,9 +51,10 @@ impl Stage {
         let directory = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir_in(parent);
         let directory = directory.map_err(|error| cannot("make a directory", error))?;
         let config = directory.path().join(CONFIG);
-        let log = std::fs::File::create(directory.path().join("ferriod.log"));
+        let log =
+            std::fs::File::options().append(true).create_new(true).open(directory.path().join("ferriod.log"));
         let log = log.map_err(|error| cannot("make the daemon's log", error))?;
-        std::fs::write(&config, configuration(directory.path(), backend, volume_bytes)?)
+        std::fs::write(&config, configuration(directory.path(), backend, volume_bytes, sessions)?)
             .map_err(|error| cannot("write the configuration", error))?;
         let mut command = myself()?;
         command.arg("demo-daemon").arg(directory.path());
@@ -65,12 +68,44 @@ impl Stage {
         let mut daemon = command.spawn().map_err(|error| cannot("start the daemon", error))?;
         // Taken, for whoever waits for a child closes what it still has.
         let tether = daemon.stdin.take();
-        Ok(Self { directory, daemon, _tether: tether, lost: false })
+        Ok(Self { directory, command, daemon, tether, lost: false })
     }
 
     /// Control socket of the daemon.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("run/control.sock")
+    }
+
+    /// The volume's file.
+    pub fn volume(&self) -> PathBuf {
+        self.directory.path().join(VOLUME_FILE)
+    }
+
+    /// Process of the daemon; 0 if it ended.
+    pub fn pid(&self) -> u32 {
+        self.daemon.id().unwrap_or_default()
+    }
+
+    /// Ends the daemon with a signal and starts another one in the same moment. Returns when the first had ended.
+    pub async fn restart(&mut self, signal: Signal) -> Result<Instant, Failure> {
+        self.send(signal);
+        match tokio::time::timeout(STOP_LIMIT, self.daemon.wait()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(Failure::new("", format!("the daemon was lost: {error}"))),
+            Err(_) => return Err(self.with_log(&format!("the daemon did not end within {STOP_LIMIT:?}"))),
+        }
+        let ended = Instant::now();
+        let again = self.command.spawn();
+        self.daemon =
+            again.map_err(|error| Failure::new("", format!("cannot start the daemon again: {error}")))?;
+        self.tether = self.daemon.stdin.take();
+        Ok(ended)
+    }
+
+    fn send(&self, signal: Signal) {
+        if let Some(pid) = self.daemon.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+            let _ = kill_process(pid, signal);
+        }
     }
 
     /// Waits until the daemon serves.
@@ -125,9 +160,7 @@ impl Stage {
         if self.lost {
             return Ok(());
         }
-        if let Some(pid) = self.daemon.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        self.send(Signal::TERM);
         match tokio::time::timeout(STOP_LIMIT, self.daemon.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(Ok(status)) => Err(self.with_log(&format!("the daemon did not end well ({status})"))),
@@ -182,7 +215,12 @@ pub fn myself() -> Result<Command, Failure> {
     Ok(command)
 }
 
-fn configuration(directory: &Path, backend: &str, volume_bytes: u64) -> Result<String, Failure> {
+fn configuration(
+    directory: &Path,
+    backend: &str,
+    volume_bytes: u64,
+    sessions: u64,
+) -> Result<String, Failure> {
     let text = |name: &str| {
         let path = directory.join(name);
         let path =
@@ -191,10 +229,13 @@ fn configuration(directory: &Path, backend: &str, volume_bytes: u64) -> Result<S
     };
     Ok(format!(
         "[daemon]\nruntime_dir = {run}\ndrain_timeout_s = 5\n\n\
+         [limits]\nsessions_max = {sessions}\nsessions_per_uid_max = {sessions}\nqueues_per_uid_max = {sessions}\n\
+         connections_per_uid_max = {connections}\n\n\
          [[engine]]\nname = \"main\"\nbackend = \"{backend}\"\n\n\
          [[volume]]\nname = \"{VOLUME}\"\nkind = \"file\"\npath = {path}\nsize = {volume_bytes}\nallow_any = true\n",
         run = text("run")?,
-        path = text("volume.img")?,
+        path = text(VOLUME_FILE)?,
+        connections = 2 * sessions,
     ))
 }
 
@@ -205,7 +246,7 @@ mod tests {
     #[test]
     fn configuration_is_accepted_whatever_the_path() {
         let directory = Path::new(r#"/tmp/a "quoted" \ name"#);
-        let text = configuration(directory, "auto", 96 << 20).unwrap();
+        let text = configuration(directory, "auto", 96 << 20, 100).unwrap();
         let (config, problems) = crate::config::read("demo", &text);
         assert!(!problems.has_errors(), "{problems}\n{text}");
         assert_eq!(config.unwrap().control_socket(), directory.join("run/control.sock"));
