@@ -26,6 +26,8 @@ pub struct DaemonBuilder {
 pub struct Daemon {
     process: Option<Process>,
     builder: DaemonBuilder,
+    /// Those that were killed: their sockets may stay for a while.
+    killed: Vec<i32>,
 }
 
 impl Default for DaemonBuilder {
@@ -136,7 +138,7 @@ impl DaemonBuilder {
     /// Starts the daemon and waits until it serves.
     #[track_caller]
     pub fn start(self) -> Daemon {
-        let mut daemon = Daemon { process: None, builder: self };
+        let mut daemon = Daemon { process: None, builder: self, killed: Vec::new() };
         daemon.restart();
         daemon
     }
@@ -169,7 +171,11 @@ impl Daemon {
         wait_until("the daemon to serve", || {
             assert!(!process.has_ended(), "the daemon ended:\n{}", process.stderr());
             // A socket file may be a leftover of the daemon before.
-            std::os::unix::net::UnixStream::connect(&control).is_ok() && peer::connect(&attach).is_ok()
+            let serves = std::os::unix::net::UnixStream::connect(&control).is_ok_and(|stream| {
+                let listener = rustix::net::sockopt::socket_peercred(&stream).expect("a Unix socket");
+                !self.killed.contains(&listener.pid.as_raw_nonzero().get())
+            });
+            serves && peer::connect(&attach).is_ok()
         });
     }
 
@@ -215,6 +221,17 @@ impl Daemon {
         let process = self.process.take().expect("the daemon runs");
         process.signal(signal);
         process.finish()
+    }
+
+    /// Kills it, and does not wait for its end: the kernel may keep it until its I/O is done.
+    ///
+    /// # Panics
+    /// It was ended.
+    pub fn kill(&mut self) -> Process {
+        let process = self.process.take().expect("the daemon runs");
+        process.signal(Signal::KILL);
+        self.killed.push(process.pid().try_into().expect("a process id"));
+        process
     }
 
     /// A session with one volume and one queue, to be opened.

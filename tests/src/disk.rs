@@ -65,6 +65,16 @@ impl Mounts {
         run("mkfs.ext4", &["-q", "-F", image])?;
         self.mount(name, &["-o", "loop", image])
     }
+
+    /// An ext4 on a block device.
+    ///
+    /// # Errors
+    /// What mkfs.ext4 or mount(8) complains of.
+    pub fn ext4_on(&self, name: &str, device: &Path) -> Result<PathBuf, String> {
+        let device = device.to_str().unwrap_or_default();
+        run("mkfs.ext4", &["-q", "-F", device])?;
+        self.mount(name, &[device])
+    }
 }
 
 impl Drop for Mounts {
@@ -103,6 +113,60 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+/// A cgroup whose processes write to one block device at a crawl. What they have in flight stays so when they are killed.
+pub struct Throttle {
+    directory: PathBuf,
+    device: String,
+}
+
+impl Throttle {
+    /// Of writes to this device.
+    ///
+    /// # Errors
+    /// Why the machine does not let it.
+    pub fn writes_to(device: &Path) -> Result<Self, String> {
+        use std::os::unix::fs::MetadataExt;
+        let number = std::fs::metadata(device).map_err(|error| error.to_string())?.rdev();
+        let device = format!("{}:{}", libc::major(number), libc::minor(number));
+        let name = format!("ferrio-test-{}-{}", std::process::id(), device.replace(':', "-"));
+        let directory = Path::new("/sys/fs/cgroup/blkio").join(name);
+        let failed = |error| format!("no blkio cgroup (version 1) at {}: {error}", directory.display());
+        std::fs::create_dir(&directory).map_err(failed)?;
+        let throttle = Self { directory, device };
+        throttle.set("blkio.throttle.write_bps_device", &format!("{} 1024", throttle.device))?;
+        Ok(throttle)
+    }
+
+    /// Takes a process in.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn add(&self, pid: u32) -> Result<(), String> {
+        self.set("cgroup.procs", &pid.to_string())
+    }
+
+    /// What waits goes on at full speed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn lift(&self) -> Result<(), String> {
+        self.set("blkio.throttle.write_bps_device", &format!("{} 0", self.device))
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<(), String> {
+        let path = self.directory.join(name);
+        std::fs::write(&path, value).map_err(|error| format!("{value:?} to {}: {error}", path.display()))
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        // A test that failed: what it has in flight is not to hold up others.
+        let _ = self.lift();
+        crate::process::wait_until("the cgroup to be empty", || std::fs::remove_dir(&self.directory).is_ok());
     }
 }
 

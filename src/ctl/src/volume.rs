@@ -94,6 +94,7 @@ fn state(state: i32) -> &'static str {
         Ok(VolumeState::Serving) => "serving",
         Ok(VolumeState::Removing) => "removing",
         Ok(VolumeState::Opening) => "opening",
+        Ok(VolumeState::Fencing) => "fencing",
         Ok(VolumeState::Unspecified) | Err(_) => "unknown",
     }
 }
@@ -144,6 +145,11 @@ fn to_table(answer: &ListVolumesResponse) -> String {
 /// What is not as one would wish, and why.
 fn notes(volume: &Volume) -> Vec<String> {
     let mut notes = Vec::new();
+    if !volume.fenced_by.is_empty() {
+        let (name, by) = (&volume.name, &volume.fenced_by);
+        let waited = volume.fencing_ms / 1000;
+        notes.push(format!("{name}: its requests wait, for {waited} s now: its lock is held by {by}"));
+    }
     if !volume.direct_reason.is_empty() {
         notes.push(format!("{}: goes through the page cache: {}", volume.name, volume.direct_reason));
     }
@@ -228,6 +234,8 @@ fn volume_json(volume: &Volume) -> Value {
         "write_zeroes": support_json(volume.write_zeroes.as_ref()),
         "configured": volume.configured,
         "fault_rules": volume.fault_rules,
+        "fenced_by": volume.fenced_by,
+        "fencing_ms": volume.fencing_ms,
     })
 }
 
@@ -293,21 +301,36 @@ mod tests {
             fault_rules: 2,
             ..Volume::default()
         };
-        ListVolumesResponse { volumes: vec![data, slow] }
+        let disk = Volume {
+            name: "disk".into(),
+            kind: VolumeKind::Block.into(),
+            path: "/dev/loop0".into(),
+            engine: "main".into(),
+            size_bytes: 8 << 20,
+            block_bytes: 512,
+            direct: true,
+            state: VolumeState::Fencing.into(),
+            fenced_by: "process 4711".into(),
+            fencing_ms: 12_345,
+            ..Volume::default()
+        };
+        ListVolumesResponse { volumes: vec![data, slow, disk] }
     }
 
     #[test]
     fn as_a_table() {
         let wanted = "\
-NAME  KIND     SIZE  BLOCK  ENGINE  STATE     MODE         DISCARD      ZEROES       ALLOWED   PATH
-data  file   64 MiB    512  main    serving   rw           native       emulated     u1000,g6  /var/lib/ferrio/data.img
-slow  file  1.5 GiB    512  main    removing  ro,buffered  unsupported  unsupported  any       /tmp/slow.img
+NAME  KIND      SIZE  BLOCK  ENGINE  STATE     MODE         DISCARD      ZEROES       ALLOWED   PATH
+data  file    64 MiB    512  main    serving   rw           native       emulated     u1000,g6  /var/lib/ferrio/data.img
+slow  file   1.5 GiB    512  main    removing  ro,buffered  unsupported  unsupported  any       /tmp/slow.img
+disk  block    8 MiB    512  main    fencing   rw           unknown      unknown      root      /dev/loop0
 
 data: write-zeroes is emulated: zeros are written
 slow: goes through the page cache: the file system refuses O_DIRECT
 slow: discard is unsupported: opened read-only
 slow: write-zeroes is unsupported: opened read-only
 slow: has faults made on purpose (2 rules): `ferrioctl fault show slow`
+disk: its requests wait, for 12 s now: its lock is held by process 4711
 
 VOLUME  ACCESS  SESSION  CLIENT        PID   UID
 data    rw            3  bulk-writer  4711  1000";

@@ -5,7 +5,9 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use ferrio_driver::Holder;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, retry_on_intr};
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,34 +57,43 @@ pub enum RuntimeDirError {
 pub struct RuntimeDir {
     path: PathBuf,
     _lock: File,
+    predecessor: Option<Holder>,
 }
 
 impl RuntimeDir {
     /// Makes the directory if need be, and takes its lock.
+    ///
+    /// A daemon that was killed keeps its lock while the kernel waits for its I/O, which may be for ever. It does nothing
+    /// more of its own, so its lock is laid aside for a new one. All that happens under a lock of the directory itself, which
+    /// is held for this alone: so nobody waits for a lock that was laid aside.
     pub fn lock(path: &Path) -> Result<Self, RuntimeDirError> {
         make_dir(path, 0o755)?;
         let mode = fs::metadata(path).map_err(io_error("examine", path))?.mode() & 0o7777;
         if mode & 0o002 != 0 {
             return Err(RuntimeDirError::Unsafe { path: path.to_owned(), mode });
         }
+        let directory = File::open(path).map_err(io_error("open", path))?;
+        retry_on_intr(|| flock(&directory, FlockOperation::LockExclusive))
+            .map_err(|errno| io_error("lock", path)(errno.into()))?;
         let lock_path = path.join("ferriod.lock");
-        let mut options = OpenOptions::new();
-        let mut lock = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(io_error("open", &lock_path))?;
-        if let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if errno != rustix::io::Errno::WOULDBLOCK {
-                return Err(io_error("lock", &lock_path)(errno.into()));
+        let mut predecessor = None;
+        let mut lock = match try_lock(&lock_path)? {
+            Ok(lock) => lock,
+            Err(held) => {
+                let Some(ending) = Holder::of(&held).filter(|holder| !holder.lives()) else {
+                    return Err(RuntimeDirError::InUse { path: path.to_owned(), pid: pid_in(held) });
+                };
+                ending.wait_until_still();
+                tracing::warn!(
+                    "{ending} was killed and waits for I/O in the kernel; going on without it: the volumes that it has \
+                     are fenced"
+                );
+                predecessor = Some(ending);
+                fs::remove_file(&lock_path).map_err(io_error("remove", &lock_path))?;
+                try_lock(&lock_path)?
+                    .map_err(|held| RuntimeDirError::InUse { path: path.to_owned(), pid: pid_in(held) })?
             }
-            let mut text = String::new();
-            let pid = lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(RuntimeDirError::InUse { path: path.to_owned(), pid });
-        }
+        };
         // For the message above, and for people; the lock itself is the flock.
         let written = lock
             .set_len(0)
@@ -90,7 +101,7 @@ impl RuntimeDir {
             .and_then(|()| writeln!(lock, "{}", std::process::id()));
         written.map_err(io_error("write", &lock_path))?;
         make_dir(&path.join("journal"), 0o700)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), _lock: lock, predecessor })
     }
 
     /// Removes a socket that a daemon of the past left behind: whoever made it does not live, we have the lock.
@@ -115,10 +126,33 @@ impl RuntimeDir {
             .map_err(io_error("change the mode of", socket))
     }
 
+    /// The daemon before, if the kernel keeps it for its I/O. As long as it is there its clients do not notice that it was
+    /// killed: it has their sockets.
+    pub fn predecessor(&self) -> Option<Holder> {
+        self.predecessor.clone()
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// `Err`: the file, which somebody else has locked.
+fn try_lock(path: &Path) -> Result<Result<File, File>, RuntimeDirError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(io_error("open", path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Ok(file)),
+        Err(Errno::WOULDBLOCK) => Ok(Err(file)),
+        Err(errno) => Err(io_error("lock", path)(errno.into())),
+    }
+}
+
+fn pid_in(mut lock: File) -> Option<u32> {
+    let mut text = String::new();
+    lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok())
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), RuntimeDirError> {

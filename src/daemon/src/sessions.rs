@@ -40,6 +40,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ferrio_api::v1;
+use ferrio_driver::Holder as LockHolder;
 use ferrio_engine::Engine;
 use ferrio_shm::abi::{ABI_VERSION, CQE_BYTES, SQE_BYTES, SessionState, features};
 use ferrio_shm::lease::LeaseEvent;
@@ -83,6 +84,7 @@ pub struct Sessions {
     makers: Makers,
     store: Store,
     resume_timeout: Duration,
+    predecessor: Option<LockHolder>,
 }
 
 #[derive(Default)]
@@ -176,6 +178,8 @@ pub struct Setup {
     pub store: Store,
     /// How long the sessions of the daemon before wait for their clients.
     pub resume_timeout: Duration,
+    /// The daemon before, if the kernel keeps it: sessions wait for as long as it does, and then for that time.
+    pub predecessor: Option<LockHolder>,
 }
 
 impl Sessions {
@@ -201,6 +205,7 @@ impl Sessions {
             makers: Makers::default(),
             store: setup.store,
             resume_timeout: setup.resume_timeout,
+            predecessor: setup.predecessor,
         };
         (Arc::new(sessions), receiver)
     }

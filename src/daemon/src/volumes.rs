@@ -3,24 +3,31 @@
 //! ```text
 //!  create            opened               remove                 nothing in flight
 //! --------> Opening --------> Serving ---------------> Removing -----------------> gone, its name is free
+//!              |  |              ^                        ^
+//!              |  | is locked    | the lock is ours       | remove
+//!              |  +----------> Fencing -------------------+
 //!              | cannot be opened
 //!              v
 //!          gone, its name is free
 //! ```
 //!
+//! [`fence`] says why a volume is fenced.
+//!
 //! This is bookkeeping alone: nothing here waits, or touches a file. [`change`] does both.
 
 pub mod change;
 pub mod error;
+pub mod fence;
 pub mod open;
 pub mod request;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use ferrio_api::v1;
-use ferrio_driver::{FaultPlan, Support, Target};
+use ferrio_driver::{FaultPlan, Outline, Support, Target};
 use ferrio_engine::VolumeId;
 use tokio::sync::watch;
 
@@ -69,18 +76,39 @@ pub struct Volume {
 pub enum Stage {
     /// Its path is being opened.
     Opening,
+    /// Takes requests, and they wait: its lock is not ours yet.
+    Fencing(Fencing),
     /// Takes requests.
     Serving(Served),
     /// Takes none; its last requests are in flight.
-    Removing(Served),
+    Removing {
+        /// Its id in the engine.
+        id: VolumeId,
+        /// What it was made of, unless it was fenced.
+        served: Option<Served>,
+    },
+}
+
+/// A volume whose lock is not ours yet.
+#[derive(Debug, Clone)]
+pub struct Fencing {
+    /// Its id in the engine.
+    pub id: VolumeId,
+    /// What is known of it.
+    pub outline: Outline,
+    /// Who has the lock, for people.
+    pub by: String,
+    /// Since when it waits.
+    pub since: Instant,
 }
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Opening => "being opened",
+            Self::Fencing(_) => "fenced",
             Self::Serving(_) => "in service",
-            Self::Removing(_) => "being removed",
+            Self::Removing { .. } => "being removed",
         })
     }
 }
@@ -124,8 +152,34 @@ impl Volume {
     /// The open volume, if it is open.
     pub fn served(&self) -> Option<&Served> {
         match &self.stage {
+            Stage::Opening | Stage::Fencing(_) => None,
+            Stage::Serving(served) => Some(served),
+            Stage::Removing { served, .. } => served.as_ref(),
+        }
+    }
+
+    /// Its id in its engine, if that has it, if only for its last requests.
+    pub fn id(&self) -> Option<VolumeId> {
+        match &self.stage {
             Stage::Opening => None,
-            Stage::Serving(served) | Stage::Removing(served) => Some(served),
+            Stage::Fencing(fencing) => Some(fencing.id),
+            Stage::Serving(served) => Some(served.id),
+            Stage::Removing { id, .. } => Some(*id),
+        }
+    }
+
+    fn serve(&mut self, served: Served) {
+        self.size_bytes = served.target.size_bytes();
+        self.fault_rules = self.section.faults.rules.len();
+        self.stage = Stage::Serving(served);
+    }
+
+    /// Why it cannot be used or changed now.
+    pub fn not_serving(&self) -> VolumeError {
+        let name = self.name().to_owned();
+        match &self.stage {
+            Stage::Fencing(fencing) => VolumeError::Fencing { name, by: fencing.by.clone() },
+            stage => VolumeError::NotServing { name, stage: stage.to_string() },
         }
     }
 
@@ -236,7 +290,7 @@ impl Volumes {
         let volume = &table.find(name)?.volume;
         match volume.stage {
             Stage::Serving(_) => Ok(volume.clone()),
-            _ => Err(VolumeError::NotServing { name: name.to_owned(), stage: volume.stage.to_string() }),
+            _ => Err(volume.not_serving()),
         }
     }
 
@@ -246,7 +300,7 @@ impl Volumes {
         let volume = &table.find(name)?.volume;
         match volume.served() {
             Some(served) => Ok((volume.clone(), served.id)),
-            None => Err(VolumeError::NotServing { name: name.to_owned(), stage: volume.stage.to_string() }),
+            None => Err(volume.not_serving()),
         }
     }
 
@@ -300,16 +354,9 @@ impl Volumes {
         let mut table = self.lock();
         let key = table.find(name)?.volume.key;
         let Some(Entry { volume, gone }) = table.by_key.get_mut(&key) else { unreachable!("found above") };
-        let (served, first) = match &volume.stage {
-            Stage::Opening => {
-                let stage = volume.stage.to_string();
-                return Err(VolumeError::NotServing { name: name.to_owned(), stage });
-            }
-            Stage::Removing(served) => (served.clone(), false),
-            Stage::Serving(served) => (served.clone(), true),
-        };
-        let id = served.id;
-        volume.stage = Stage::Removing(served);
+        let Some(id) = volume.id() else { return Err(volume.not_serving()) };
+        let first = !matches!(volume.stage, Stage::Removing { .. });
+        volume.stage = Stage::Removing { id, served: volume.served().cloned() };
         Ok(Removal { key, engine: volume.engine, id, first, gone: gone.subscribe() })
     }
 
@@ -327,15 +374,38 @@ impl Volumes {
         let mut table = self.lock();
         let key = table.find(name)?.volume.key;
         let Some(Entry { volume, .. }) = table.by_key.get_mut(&key) else { unreachable!("found above") };
-        let name = name.to_owned();
-        let Stage::Serving(served) = volume.stage.clone() else {
-            return Err(VolumeError::NotServing { name, stage: volume.stage.to_string() });
-        };
+        let Stage::Serving(served) = volume.stage.clone() else { return Err(volume.not_serving()) };
         if volume.resizing {
-            return Err(VolumeError::NotServing { name, stage: "being resized".to_owned() });
+            let (name, stage) = (name.to_owned(), "being resized".to_owned());
+            return Err(VolumeError::NotServing { name, stage });
         }
         volume.resizing = true;
         Ok((volume.clone(), served, Resizing { volumes: Arc::clone(self), key }))
+    }
+
+    /// How it is fenced, while it is.
+    pub fn fencing(&self, key: VolumeKey) -> Option<Fencing> {
+        match &self.lock().by_key.get(&key)?.volume.stage {
+            Stage::Fencing(fencing) => Some(fencing.clone()),
+            _ => None,
+        }
+    }
+
+    /// Somebody else has the lock of a fenced volume than was thought.
+    pub fn set_fenced_by(&self, key: VolumeKey, holder: String) {
+        if let Some(entry) = self.lock().by_key.get_mut(&key)
+            && let Stage::Fencing(fencing) = &mut entry.volume.stage
+        {
+            fencing.by = holder;
+        }
+    }
+
+    /// The lock of a fenced volume is ours, and its engine has it.
+    pub fn unfence(&self, key: VolumeKey, served: Served) -> Option<Volume> {
+        let mut table = self.lock();
+        let volume = &mut table.by_key.get_mut(&key)?.volume;
+        volume.serve(served);
+        Some(volume.clone())
     }
 
     /// Its size is another one from now on.
@@ -406,10 +476,20 @@ impl Reservation {
         let key = self.key.take()?;
         let mut table = self.volumes.lock();
         let volume = &mut table.by_key.get_mut(&key)?.volume;
-        volume.size_bytes = served.target.size_bytes();
-        volume.fault_rules = volume.section.faults.rules.len();
-        volume.stage = Stage::Serving(served);
+        volume.serve(served);
         Some(volume.clone())
+    }
+
+    /// The volume is in its engine, and its lock is not ours yet.
+    pub fn fence(mut self, fencing: Fencing) -> Option<(Arc<Volumes>, Volume)> {
+        let key = self.key.take()?;
+        let mut table = self.volumes.lock();
+        let volume = &mut table.by_key.get_mut(&key)?.volume;
+        volume.size_bytes = fencing.outline.size_bytes;
+        volume.stage = Stage::Fencing(fencing);
+        let volume = volume.clone();
+        drop(table);
+        Some((Arc::clone(&self.volumes), volume))
     }
 }
 

@@ -73,4 +73,4 @@ pub use driver::{
 pub use fault::{FaultCounters, FaultEffect, FaultError, FaultOps, FaultPlan, FaultRule, FaultStatus};
 pub use select::{Backend, BackendChoice, Probe, choose, probe};
 pub use tag::Tag;
-pub use target::{Capabilities, OpenOptions, Support, Target, TargetError, TargetKind};
+pub use target::{Capabilities, Holder, OpenOptions, Outline, Support, Target, TargetError, TargetKind};

@@ -3,6 +3,7 @@
 mod capabilities;
 mod geometry;
 mod holder;
+mod outline;
 mod resize;
 
 use std::fs::File;
@@ -20,6 +21,7 @@ use capabilities::Methods;
 pub use capabilities::{Capabilities, Support};
 use geometry::Geometry;
 pub use holder::Holder;
+pub use outline::Outline;
 
 /// What kind of thing a target is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +190,7 @@ impl Target {
         let read_only = options.read_only;
         let failed = |what| io_error(what, path);
         let kind = kind_of(found).ok_or_else(|| TargetError::NotRegularOrBlock { path: path.to_owned() })?;
-        let (file, mut direct_reason) = open_description(path, kind, options)?;
+        let (file, mut direct_reason) = open_description(path, kind, options, Use::Exclusive)?;
         let opened = rustix::fs::fstat(&file).map_err(failed("fstat of"))?;
         if kind_of(&opened) != Some(kind) {
             return Err(TargetError::NotRegularOrBlock { path: path.to_owned() });
@@ -345,15 +347,25 @@ fn kind_of(stat: &Stat) -> Option<TargetKind> {
     }
 }
 
+/// What a description is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// I/O: of a block device nobody else may have one.
+    Exclusive,
+    /// A look beside whoever has it.
+    Look,
+}
+
 /// Opens with O_DIRECT, or without and says why.
 fn open_description(
     path: &Path,
     kind: TargetKind,
     options: &OpenOptions,
+    purpose: Use,
 ) -> Result<(File, Option<String>), TargetError> {
     let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
-    flags |= if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    if kind == TargetKind::Block {
+    flags |= if options.read_only || purpose == Use::Look { OFlags::RDONLY } else { OFlags::RDWR };
+    if kind == TargetKind::Block && purpose == Use::Exclusive {
         flags |= OFlags::EXCL;
     }
     let open = |flags| match rustix::fs::open(path, flags, Mode::empty()) {

@@ -9,7 +9,7 @@ use std::sync::{
     mpsc,
 };
 
-use ferrio_driver::{DriverInfo, FaultPlan, FaultStatus, Target};
+use ferrio_driver::{DriverInfo, FaultPlan, FaultStatus, Outline, Target};
 use ferrio_shm::mapping::Region;
 
 use crate::{
@@ -65,6 +65,24 @@ pub enum Command {
         target: Arc<Target>,
         /// Gets its id.
         reply: Reply<VolumeId>,
+    },
+    /// Take requests for a volume that is not ours yet: see [`crate::Engine::add_volume_fenced`].
+    AddFencedVolume {
+        /// What is known of it.
+        outline: Outline,
+        /// Gets its id.
+        reply: Reply<VolumeId>,
+    },
+    /// Issue the requests of such a volume from now on: see [`crate::Engine::unfence_volume`].
+    UnfenceVolume {
+        /// Which.
+        volume: VolumeId,
+        /// What it is made of.
+        target: Arc<Target>,
+        /// Its faults, which hold from the first request on; none without rules.
+        faults: FaultPlan,
+        /// Gets the outcome.
+        reply: Reply<()>,
     },
     /// Forget a volume: see [`crate::Engine::remove_volume`].
     RemoveVolume {

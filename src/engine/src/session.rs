@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ferrio_driver::{FileIndex, RegionIndex, Target};
+use ferrio_driver::{FileIndex, Outline, RegionIndex, Target};
 use ferrio_shm::{
     abi::{self, Opcode, errno, features, limits, sqe_flags},
     doorbell::{DoorbellRx, DoorbellTx},
@@ -80,8 +80,18 @@ pub struct GrantedVolume {
     pub(crate) writable: bool,
     /// Operations that it cannot do: bits by opcode.
     pub(crate) lacks: u16,
-    /// It was removed, or is being removed.
-    pub(crate) gone: bool,
+    pub(crate) standing: Standing,
+}
+
+/// Whether a volume takes requests, and issues them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Both.
+    Serving,
+    /// Takes them, and they wait: its lock is not ours yet.
+    Fenced,
+    /// Neither: it was removed, or is being removed.
+    Gone,
 }
 
 impl GrantedVolume {
@@ -98,7 +108,7 @@ impl GrantedVolume {
             memory_mask: mask(memory_align),
             writable,
             lacks: 0,
-            gone: false,
+            standing: Standing::Serving,
         }
     }
 
@@ -106,6 +116,13 @@ impl GrantedVolume {
     pub(crate) fn of(id: VolumeId, file: FileIndex, target: &Target) -> Self {
         let (block, memory_align) = (target.block_bytes(), target.memory_align_bytes());
         Self { id, file, ..Self::detached(target.size_bytes(), block, memory_align, !target.read_only()) }
+    }
+
+    /// A volume that no driver has yet.
+    pub(crate) fn fenced(id: VolumeId, outline: &Outline) -> Self {
+        let Outline { size_bytes, block_bytes, memory_align_bytes, read_only, .. } = *outline;
+        let standing = Standing::Fenced;
+        Self { id, standing, ..Self::detached(size_bytes, block_bytes, memory_align_bytes, !read_only) }
     }
 
     /// The same where the volume cannot do an operation.
@@ -117,7 +134,7 @@ impl GrantedVolume {
     /// The same after the volume was removed.
     #[must_use]
     pub fn removed(self) -> Self {
-        Self { gone: true, ..self }
+        Self { standing: Standing::Gone, ..self }
     }
 }
 
@@ -210,7 +227,7 @@ impl Rights {
         let volume = self.volumes.get(usize::from(sqe.volume))?.as_ref()?;
         let region = self.regions.get(usize::from(sqe.region))?.as_ref()?;
         let good = unused == 0
-            && !volume.gone
+            && volume.standing != Standing::Gone
             && (volume.writable || !is_write)
             && sqe.length.wrapping_sub(1) < limits::DATA_BYTES_MAX
             && sqe.offset <= volume.size
@@ -264,7 +281,14 @@ impl Rights {
     pub(crate) fn volume(&self, index: u16) -> Result<&GrantedVolume, i32> {
         let grant = self.volumes.get(usize::from(index)).ok_or(errno::EBADF)?;
         let volume = grant.as_ref().ok_or(errno::EXDEV)?;
-        if volume.gone { Err(errno::ENODEV) } else { Ok(volume) }
+        if volume.standing == Standing::Gone { Err(errno::ENODEV) } else { Ok(volume) }
+    }
+
+    /// The volume an SQE names, if requests for it are issued.
+    #[inline]
+    pub(crate) fn serving(&self, index: u16) -> Option<&GrantedVolume> {
+        let volume = self.volumes.get(usize::from(index))?.as_ref()?;
+        (volume.standing == Standing::Serving).then_some(volume)
     }
 
     /// The volume that was granted under an index, removed or not; none if it was another engine's.

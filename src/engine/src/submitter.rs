@@ -24,6 +24,7 @@ use crate::{
     clock::{self, MICROSECOND, Nanos},
     completion::{Post, Return, SubmitterLink},
     dormant::Dormant,
+    fences::Fences,
     inject::Inbox,
     journal::{Journal, Origin},
     kill_point,
@@ -65,6 +66,7 @@ pub struct Submitter<S> {
     inbox: Inbox,
     sessions: Sessions,
     volumes: Volumes,
+    fences: Fences,
     locks: Locks,
     shares: Shares,
     /// Of the vectored request that is being submitted.
@@ -132,6 +134,7 @@ impl<S: SubmitHalf> Submitter<S> {
         Ok(Self {
             sessions: Sessions::new(parts.name, &parts.bell, parts.sessions_max, queues_max, &dormant)?,
             volumes: Volumes::new(requests_max),
+            fences: Fences::new(requests_max),
             locks: Locks::new(requests_max),
             shares: Shares::new(parts.depth, requests_max),
             segments: Vec::with_capacity(limits::IOV_MAX as usize),
@@ -493,9 +496,9 @@ impl<S: SubmitHalf> Submitter<S> {
         if let Some(ended) = self.sessions.ended_by_id(session_id) {
             return self.end(ended);
         }
-        // Those behind locks first: what they let go on joins the class queues.
+        // Those behind fences and locks first: what they let go on joins the class queues.
         for record in self.held_requests_of(&slots) {
-            if !self.locks.holds(record) {
+            if !self.fences.withdraw(record) && !self.locks.holds(record) {
                 continue; // one before it let it go on
             }
             self.abandon(record);

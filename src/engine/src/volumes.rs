@@ -6,7 +6,9 @@
 
 use std::{io, os::fd::AsFd, sync::Arc};
 
-use ferrio_driver::{DriverError, FileIndex, Pin, RegionIndex, SubmitHalf, Target, TargetKind};
+use ferrio_driver::{
+    DriverError, FaultPlan, FileIndex, Outline, Pin, RegionIndex, SubmitHalf, Target, TargetKind,
+};
 use ferrio_shm::{
     abi::{Opcode, limits},
     mapping::{Mapping, Region, create_memfd},
@@ -17,12 +19,13 @@ use crate::{
     config::EngineError,
     inject::Done,
     locks::PLACES,
-    session::{GrantedVolume, VolumeId},
+    session::{GrantedVolume, Standing, VolumeId},
 };
 
 struct Volume {
     grant: GrantedVolume,
-    target: Arc<Target>,
+    /// `None`: it is fenced, or was when it was removed. The driver knows nothing of it.
+    target: Option<Arc<Target>>,
     /// Called once nothing of it is in flight; not empty while it is being removed.
     removals: Vec<Done>,
     shrink: Option<Shrink>,
@@ -74,48 +77,68 @@ impl Volumes {
         driver: &mut impl SubmitHalf,
         target: Arc<Target>,
     ) -> Result<VolumeId, EngineError> {
-        let file = driver
-            .register_file(Arc::clone(&target))
-            .map_err(|source| EngineError::Driver { engine: engine.to_owned(), source })?;
+        let id = VolumeId(self.volumes.vacant_key() as u32);
+        let volume = Volume::register(engine, driver, id, target)?;
+        self.volumes.insert(volume);
+        Ok(id)
+    }
+
+    /// Takes a volume in that is not to be used yet.
+    pub fn add_fenced(&mut self, outline: Outline) -> VolumeId {
         let entry = self.volumes.vacant_entry();
         let id = VolumeId(entry.key() as u32);
-        let mut grant = GrantedVolume::of(id, file, &target);
-        let able = target.capabilities();
-        if !able.discard.is_supported() {
-            grant = grant.lacking(Opcode::Discard);
+        let grant = GrantedVolume::fenced(id, &outline);
+        entry.insert(Volume { grant, target: None, removals: Vec::new(), shrink: None, scratch: None });
+        id
+    }
+
+    /// Registers a fenced volume with the driver. Returns what it is.
+    pub fn unfence(
+        &mut self,
+        engine: &str,
+        driver: &mut impl SubmitHalf,
+        id: VolumeId,
+        target: Arc<Target>,
+        faults: FaultPlan,
+    ) -> Result<GrantedVolume, EngineError> {
+        let volume = self.volumes.get_mut(id.0 as usize);
+        let Some(volume) = volume.filter(|volume| volume.grant.standing == Standing::Fenced) else {
+            return Err(EngineError::NoVolume { engine: engine.to_owned(), volume: id.0 });
+        };
+        let mut found = Volume::register(engine, driver, id, target)?;
+        if !faults.rules.is_empty()
+            && let Err(source) = driver.set_faults(found.grant.file, faults)
+        {
+            found.unregister(driver);
+            return Err(EngineError::Faults { engine: engine.to_owned(), source });
         }
-        if !able.write_zeroes.is_supported() {
-            grant = grant.lacking(Opcode::WriteZeroes);
-        }
-        // A null target holds nothing that could be compared.
-        let comparable = grant.writable && target.kind() != TargetKind::Null;
-        let scratch = comparable.then(|| Scratch::new(driver)).transpose().unwrap_or_else(|error| {
-            tracing::warn!(volume = target.name(), %error, "no memory for compare-and-write: it is refused there");
-            None
-        });
-        if scratch.is_none() {
-            grant = grant.lacking(Opcode::CompareAndWrite);
-        }
-        entry.insert(Volume { grant, target, removals: Vec::new(), shrink: None, scratch });
-        Ok(id)
+        // Nothing waits for it: it had nothing in flight.
+        *volume = found;
+        Ok(volume.grant)
+    }
+
+    /// There is such a volume, if only for its last requests.
+    pub fn check(&self, engine: &str, id: VolumeId) -> Result<(), EngineError> {
+        let known = self.volumes.contains(id.0 as usize);
+        if known { Ok(()) } else { Err(EngineError::NoVolume { engine: engine.to_owned(), volume: id.0 }) }
     }
 
     /// What a session that is granted the volume may do with it, writing included. `None`: there is no such volume, or it
     /// is being removed.
     pub fn grant(&self, id: VolumeId) -> Option<GrantedVolume> {
         let volume = self.volumes.get(id.0 as usize)?;
-        (!volume.grant.gone).then_some(volume.grant)
+        (volume.grant.standing != Standing::Gone).then_some(volume.grant)
     }
 
     /// The volume in the driver. Also of one that is being removed: what faults hold there can still be let go.
     pub fn file(&self, engine: &str, id: VolumeId) -> Result<FileIndex, EngineError> {
         let missing = || EngineError::NoVolume { engine: engine.to_owned(), volume: id.0 };
-        self.volumes.get(id.0 as usize).map(|volume| volume.grant.file).ok_or_else(missing)
+        self.volumes.get(id.0 as usize).and_then(Volume::file).ok_or_else(missing)
     }
 
     /// The files of all volumes.
     pub fn files(&self) -> impl Iterator<Item = FileIndex> {
-        self.volumes.iter().map(|(_, volume)| volume.grant.file)
+        self.volumes.iter().filter_map(|(_, volume)| volume.file())
     }
 
     /// Where compare-and-writes of a volume read to.
@@ -131,7 +154,7 @@ impl Volumes {
     /// The volume takes nothing more and goes when nothing of it is in flight.
     pub fn remove(&mut self, driver: &mut impl SubmitHalf, id: VolumeId, done: Done) {
         let Some(volume) = self.volumes.get_mut(id.0 as usize) else { return done() };
-        volume.grant.gone = true;
+        volume.grant.standing = Standing::Gone;
         volume.removals.push(done);
         self.removing.push(id);
         self.waiting += 1;
@@ -183,10 +206,9 @@ impl Volumes {
     fn finish_removals(&mut self, driver: &mut impl SubmitHalf) {
         for position in (0..self.removing.len()).rev() {
             let id = self.removing[position];
-            let gone = match self.volumes.get(id.0 as usize) {
-                Some(volume) => driver.unregister_file(volume.grant.file).is_ok(),
-                None => true, // asked for twice
-            };
+            let file = self.volumes.get(id.0 as usize).and_then(Volume::file);
+            // Without one it was fenced, or its removal was asked for twice.
+            let gone = file.is_none_or(|file| driver.unregister_file(file).is_ok());
             if gone {
                 self.removing.swap_remove(position);
                 self.forget(driver, id);
@@ -196,12 +218,7 @@ impl Volumes {
 
     fn forget(&mut self, driver: &mut impl SubmitHalf, id: VolumeId) {
         let Some(volume) = self.volumes.try_remove(id.0 as usize) else { return };
-        if let Some(scratch) = &volume.scratch
-            && let Err(busy) = driver.unregister_region(scratch.index)
-        {
-            // Its users are requests of this volume, and the driver has none: so it said.
-            tracing::error!(?busy, "the scratch memory of a removed volume is in use: a bug");
-        }
+        volume.forget_scratch(driver);
         // Let go before anyone is told: whoever waits for it may want to open it anew.
         drop(volume.target);
         self.waiting -= volume.removals.len() as u32 + u32::from(volume.shrink.is_some());
@@ -209,6 +226,59 @@ impl Volumes {
         self.marks.iter_mut().filter(|mark| **mark == id.0 + 1).for_each(|mark| *mark = UNMARKED);
         volume.removals.into_iter().for_each(|done| done());
         volume.shrink.into_iter().flat_map(|shrink| shrink.done).for_each(|done| done());
+    }
+}
+
+impl Volume {
+    fn register(
+        engine: &str,
+        driver: &mut impl SubmitHalf,
+        id: VolumeId,
+        target: Arc<Target>,
+    ) -> Result<Self, EngineError> {
+        let file = driver
+            .register_file(Arc::clone(&target))
+            .map_err(|source| EngineError::Driver { engine: engine.to_owned(), source })?;
+        let mut grant = GrantedVolume::of(id, file, &target);
+        let able = target.capabilities();
+        if !able.discard.is_supported() {
+            grant = grant.lacking(Opcode::Discard);
+        }
+        if !able.write_zeroes.is_supported() {
+            grant = grant.lacking(Opcode::WriteZeroes);
+        }
+        // A null target holds nothing that could be compared.
+        let comparable = grant.writable && target.kind() != TargetKind::Null;
+        let scratch = comparable.then(|| Scratch::new(driver)).transpose().unwrap_or_else(|error| {
+            tracing::warn!(volume = target.name(), %error, "no memory for compare-and-write: it is refused there");
+            None
+        });
+        if scratch.is_none() {
+            grant = grant.lacking(Opcode::CompareAndWrite);
+        }
+        Ok(Self { grant, target: Some(target), removals: Vec::new(), shrink: None, scratch })
+    }
+
+    /// Its index in the driver, if the driver knows it.
+    fn file(&self) -> Option<FileIndex> {
+        self.target.as_ref().map(|_| self.grant.file)
+    }
+
+    /// Takes a volume that nothing has used back from the driver.
+    fn unregister(&mut self, driver: &mut impl SubmitHalf) {
+        if let Err(busy) = driver.unregister_file(self.grant.file) {
+            tracing::error!(?busy, "a volume that nobody used is in use: a bug");
+        }
+        self.forget_scratch(driver);
+    }
+
+    fn forget_scratch(&self, driver: &mut impl SubmitHalf) {
+        if let Some(scratch) = &self.scratch
+            && let Err(busy) = driver.unregister_region(scratch.index)
+        {
+            // Its users are requests of this volume, and the driver has none: so it said.
+            tracing::error!(?busy, "the scratch memory of a volume is in use: a bug");
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::Daemon;
 use crate::sessions::plan::FEATURES;
-use crate::volumes::{Served, Stage};
+use crate::volumes::Stage;
 
 #[tonic::async_trait]
 impl Admin for Daemon {
@@ -49,7 +49,10 @@ impl Daemon {
                 Stage::Opening => {
                     degraded.push(format!("volume {name} is being opened: its path does not answer"))
                 }
-                Stage::Removing(Served { id, .. }) => {
+                Stage::Fencing(fencing) => {
+                    degraded.push(format!("volume {name} is fenced: its lock is held by {}", fencing.by))
+                }
+                Stage::Removing { id, .. } => {
                     let in_flight = self.engines[volume.engine].requests_of(*id).unwrap_or(0);
                     degraded.push(format!(
                         "volume {name} is being removed: {in_flight} of its requests wait for the device, does it answer?"

@@ -46,6 +46,7 @@ fn volume_code(error: &VolumeError) -> (Code, Errno) {
         VolumeError::Invalid { .. } => (Code::InvalidArgument, Errno::INVAL),
         VolumeError::NoVolume { .. } | VolumeError::NoEngine { .. } => (Code::NotFound, Errno::NOENT),
         VolumeError::NotServing { .. } => (Code::FailedPrecondition, Errno::BUSY),
+        VolumeError::Fencing { .. } => (Code::Unavailable, Errno::AGAIN),
         VolumeError::NameTaken { .. } | VolumeError::PathTaken { .. } => (Code::AlreadyExists, Errno::EXIST),
         VolumeError::TooManyOpening(_) => (Code::ResourceExhausted, Errno::AGAIN),
         VolumeError::Target { source, .. } => target_code(source),
@@ -179,6 +180,12 @@ mod tests {
                 Code::NotFound,
                 Errno::NOENT,
                 &["dta", "data, log"],
+            ),
+            (
+                VolumeError::Fencing { name: "data".into(), by: "process 4711".into() }.into(),
+                Code::Unavailable,
+                Errno::AGAIN,
+                &["data", "process 4711", "try again"],
             ),
             (
                 OpenError::NoEngine { name: "x".into(), known: "main".into() },

@@ -12,10 +12,11 @@ use ferrio_api::v1::{
 use ferrio_driver::{FaultPlan, TargetKind};
 use tonic::{Request, Response, Status};
 
+use super::admin::millis_since;
 use super::{Daemon, errors, incoming};
 use crate::config::VolumeSource;
 use crate::faults;
-use crate::volumes::{self, Holder, Stage, request};
+use crate::volumes::{self, Fencing, Holder, Stage, request};
 
 const REMOVE_WAIT_MS_DEFAULT: u32 = 1_000;
 const REMOVE_WAIT_MS_MAX: u32 = 60_000;
@@ -99,7 +100,8 @@ fn show(volume: &volumes::Volume) -> Volume {
     let state = match volume.stage {
         Stage::Opening => VolumeState::Opening,
         Stage::Serving(_) => VolumeState::Serving,
-        Stage::Removing(_) => VolumeState::Removing,
+        Stage::Removing { .. } => VolumeState::Removing,
+        Stage::Fencing(_) => VolumeState::Fencing,
     };
     let path = section.source.path().map_or(String::new(), |path| path.value.display().to_string());
     let shown = Volume {
@@ -118,6 +120,16 @@ fn show(volume: &volumes::Volume) -> Volume {
         fault_rules: u32::try_from(volume.fault_rules).unwrap_or(u32::MAX),
         ..Volume::default()
     };
+    if let Stage::Fencing(Fencing { outline, by, since, .. }) = &volume.stage {
+        return Volume {
+            block_bytes: outline.block_bytes,
+            memory_align_bytes: outline.memory_align_bytes,
+            direct: outline.direct,
+            fenced_by: by.clone(),
+            fencing_ms: millis_since(*since),
+            ..shown
+        };
+    }
     let Some(served) = volume.served() else { return shown };
     let target = &served.target;
     Volume {
@@ -132,7 +144,11 @@ fn show(volume: &volumes::Volume) -> Volume {
 }
 
 fn kind(volume: &volumes::Volume) -> VolumeKind {
-    match volume.served().map(|served| served.target.kind()) {
+    let found = match &volume.stage {
+        Stage::Fencing(fencing) => Some(fencing.outline.kind),
+        _ => volume.served().map(|served| served.target.kind()),
+    };
+    match found {
         Some(TargetKind::File) => VolumeKind::File,
         Some(TargetKind::Block) => VolumeKind::Block,
         Some(TargetKind::Null) => VolumeKind::Null,

@@ -11,7 +11,6 @@ use super::error::OpenError;
 use super::saved::SavedSession;
 use crate::access::Access;
 use crate::config::Limits;
-use crate::volumes::error::VolumeError;
 use crate::volumes::{Served, Volume, VolumeKey, Volumes};
 
 /// Volumes of one session.
@@ -135,10 +134,7 @@ impl Rules<'_> {
         for asked in &request.volumes {
             let name = || asked.name.clone();
             let volume = self.volumes.serving(&asked.name)?;
-            let Some(served) = volume.served() else {
-                let stage = volume.stage.to_string();
-                return Err(VolumeError::NotServing { name: name(), stage }.into());
-            };
+            let Some(served) = volume.served() else { return Err(volume.not_serving().into()) };
             let access = Access::from_wire(asked.access).ok_or_else(|| OpenError::NoAccess(name()))?;
             if !volume.section.allow.admits(peer, self.own_uid) {
                 let supplementary = peer.groups.iter().filter(|group| **group != peer.gid);

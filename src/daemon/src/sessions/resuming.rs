@@ -18,6 +18,7 @@ use super::waiting::Waiting;
 use super::{EngineState, Session, Sessions, State};
 use crate::dispose;
 use crate::log;
+use crate::volumes::{Fencing, Served, Stage};
 
 /// A volume that no engine has: what names it answers ENODEV.
 const GONE: VolumeId = VolumeId(u32::MAX);
@@ -112,10 +113,12 @@ impl Sessions {
             if !volume.section.allow.admits(peer, self.own_uid) {
                 return Err(ResumeError::NotAllowed { volume: name(), uid: peer.uid });
             }
-            match volume.served() {
-                Some(served) if volume.serves() => planned.id = served.id,
-                Some(_) => {}
-                None => return Err(ResumeError::NotYet { volume: name(), stage: volume.stage.to_string() }),
+            match &volume.stage {
+                Stage::Serving(Served { id, .. }) | Stage::Fencing(Fencing { id, .. }) => planned.id = *id,
+                Stage::Removing { .. } => {}
+                Stage::Opening => {
+                    return Err(ResumeError::NotYet { volume: name(), stage: volume.stage.to_string() });
+                }
             }
         }
         Ok(())

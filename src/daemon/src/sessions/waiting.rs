@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ferrio_driver::Holder as LockHolder;
 use ferrio_engine::{DormantSession, Engine};
 use ferrio_shm::peer::PeerIdentity;
 use tokio::io::unix::AsyncFd;
@@ -20,6 +21,9 @@ use super::process::Birth;
 use super::saved::{Found, SavedRegion, SavedSession};
 use super::{EngineState, Regions, Session, Sessions, State, Token, saving};
 use crate::lease;
+
+/// How often it is looked whether the daemon before is still there.
+const PREDECESSOR_LOOK: Duration = Duration::from_millis(250);
 
 /// A session that waits for its client.
 pub(super) struct Waiting {
@@ -170,6 +174,13 @@ impl Sessions {
     /// Drops a session whose opener exits, or that has had its time.
     async fn wait_for(self: Arc<Self>, session_id: u64, opener: AsyncFd<OwnedFd>) {
         while let Some(until) = self.waits_until(session_id) {
+            if self.predecessor.as_ref().is_some_and(LockHolder::is_there) {
+                self.wait_on(session_id);
+                tokio::select! {
+                    _ = opener.readable() => {}
+                    () = tokio::time::sleep(PREDECESSOR_LOOK) => continue,
+                }
+            }
             if until <= Instant::now() {
                 let limit = self.resume_timeout.as_secs();
                 let reason = format!("its client did not come back within daemon.resume_timeout_s = {limit}");
@@ -181,6 +192,14 @@ impl Sessions {
                 }
                 () = tokio::time::sleep_until(until.into()) => {}
             }
+        }
+    }
+
+    /// Its client has its time from now on.
+    fn wait_on(&self, session_id: u64) {
+        if let Some(Session { state: State::Waiting(waiting), .. }) = self.table().by_id.get_mut(&session_id)
+        {
+            waiting.until = Instant::now() + self.resume_timeout;
         }
     }
 

@@ -11,6 +11,7 @@ use ferrio_engine::{Engine, EngineError, VolumeId};
 use tokio::sync::oneshot;
 
 use super::error::VolumeError;
+use super::fence::{self, Opened};
 use super::{Removal, Reservation, Served, Volume, Volumes, open};
 use crate::config::{VolumeSection, keys, size};
 use crate::dispose;
@@ -51,12 +52,12 @@ impl Changes {
         let (answer, mut answered) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             // When nobody waits any more it is closed here, and the name is free.
-            let _ = answer.send((open::open(&section), reservation));
+            let _ = answer.send((fence::open(&section, false), reservation));
         });
         match tokio::time::timeout(ANSWER_LIMIT, &mut answered).await {
             Ok(Ok((opened, reservation))) => {
-                let target = opened.map_err(|source| VolumeError::Target { name, what: "opened", source })?;
-                serve(&self.engines[engine], reservation, Arc::new(target))
+                let opened = opened.map_err(|source| VolumeError::Target { name, what: "opened", source })?;
+                take_in(&self.engines[engine], reservation, opened)
             }
             Ok(Err(_)) => Err(VolumeError::System { name, what: "the thread that opens it died".to_owned() }),
             Err(_elapsed) => {
@@ -77,24 +78,16 @@ impl Changes {
     /// Takes a volume out of service and waits for its end, for `wait` at most: whether it is gone, and how many of its
     /// requests are in flight.
     pub async fn remove(&self, name: &str, wait: Duration) -> Result<(bool, u32), VolumeError> {
-        let Removal { key, engine, id, first, mut gone } = self.volumes.start_removal(name)?;
-        let engine = &self.engines[engine];
-        if first {
+        let mut removal = self.volumes.start_removal(name)?;
+        let engine = &self.engines[removal.engine];
+        if removal.first {
             tracing::info!("volume {name}: is being removed");
-            let (done, ended) = oneshot::channel();
-            engine.remove_volume(id, Box::new(move || done.send(()).unwrap_or(())));
-            let (volumes, name) = (Arc::clone(&self.volumes), name.to_owned());
-            tokio::spawn(async move {
-                // An engine that has stopped does not answer, and has nothing of it.
-                let _ = ended.await;
-                volumes.forget(key);
-                tracing::info!("volume {name}: removed");
-            });
+            tell_removal(engine, &self.volumes, name, &removal);
         }
         // Ends when the sender is dropped, with the volume.
-        let removed = tokio::time::timeout(wait, gone.changed()).await.is_ok();
+        let removed = tokio::time::timeout(wait, removal.gone.changed()).await.is_ok();
         // An engine that knows it no longer has nothing of it.
-        let in_flight = if removed { 0 } else { engine.requests_of(id).unwrap_or(0) };
+        let in_flight = if removed { 0 } else { engine.requests_of(removal.id).unwrap_or(0) };
         Ok((removed, in_flight))
     }
 
@@ -184,8 +177,29 @@ impl Changes {
     }
 }
 
+/// Has the engine of a volume that is being removed let go of it, and forgets it then.
+pub fn tell_removal(engine: &Engine, volumes: &Arc<Volumes>, name: &str, removal: &Removal) {
+    let (done, ended) = oneshot::channel();
+    engine.remove_volume(removal.id, Box::new(move || done.send(()).unwrap_or(())));
+    let (volumes, name, key) = (Arc::clone(volumes), name.to_owned(), removal.key);
+    tokio::spawn(async move {
+        // An engine that has stopped does not answer, and has nothing of it.
+        let _ = ended.await;
+        volumes.forget(key);
+        tracing::info!("volume {name}: removed");
+    });
+}
+
+/// Serves a volume, at once or when its lock is ours. Must be called within a tokio runtime.
+pub fn take_in(engine: &Engine, reservation: Reservation, opened: Opened) -> Result<Volume, VolumeError> {
+    match opened {
+        Opened::Ours(target) => serve(engine, reservation, Arc::new(target)),
+        Opened::Fenced(outline, by) => fence::begin(engine, reservation, outline, by),
+    }
+}
+
 /// Brings an open volume into its engine, with the faults that its section asks for.
-pub fn serve(engine: &Engine, reservation: Reservation, target: Arc<Target>) -> Result<Volume, VolumeError> {
+fn serve(engine: &Engine, reservation: Reservation, target: Arc<Target>) -> Result<Volume, VolumeError> {
     let name = reservation.name();
     let faults = reservation.faults();
     let added = engine.add_volume(Arc::clone(&target)).and_then(|id| {

@@ -45,6 +45,16 @@ pub enum VolumeError {
         /// What becomes of it.
         stage: String,
     },
+    /// Its lock is not ours yet.
+    #[error(
+        "volume {name:?} is fenced: its lock is held by {by}; it is served once the lock is free, try again then"
+    )]
+    Fencing {
+        /// Its name.
+        name: String,
+        /// Who has the lock.
+        by: String,
+    },
     /// The name is in use.
     #[error("a volume called {name:?} is {stage}; choose another name, or remove that one first")]
     NameTaken {

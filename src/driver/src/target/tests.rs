@@ -31,6 +31,13 @@ fn names_the_holder() {
     let TargetError::Held { holder: Some(holder), .. } = &error else { panic!("{error}") };
     assert_eq!(holder.pid, std::process::id());
     assert!(error.to_string().contains(&holder.pid.to_string()), "{error}");
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let outline = Target::outline(&path, &options).expect("to look takes no lock");
+    assert_eq!((outline.kind, outline.size_bytes, outline.read_only), (TargetKind::File, 4096, true));
+    assert_eq!(
+        (outline.block_bytes, outline.memory_align_bytes, outline.direct),
+        (first.block_bytes(), first.memory_align_bytes(), first.direct())
+    );
     drop(first);
     Target::open(&path, &OpenOptions::default()).expect("free again");
 }

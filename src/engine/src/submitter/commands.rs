@@ -27,6 +27,14 @@ impl<S: SubmitHalf> Submitter<S> {
                     }
                     reply(added);
                 }
+                Command::AddFencedVolume { outline, reply } => {
+                    let id = self.volumes.add_fenced(outline);
+                    self.locks.add_volume(id);
+                    reply(Ok(id));
+                }
+                Command::UnfenceVolume { volume, target, faults, reply } => {
+                    reply(self.unfence_volume(volume, target, faults));
+                }
                 Command::RemoveVolume { volume, done } => self.remove_volume(volume, done),
                 Command::ResizeVolume { volume, size_bytes, done } => {
                     self.resize_volume(volume, size_bytes, done);

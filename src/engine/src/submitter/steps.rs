@@ -22,7 +22,7 @@ use crate::{
     completion::{Verdict, judge},
     locks::Admission,
     request::Stage,
-    session::{GrantedVolume, has_volume},
+    session::{GrantedVolume, Standing, has_volume},
     vectored,
     volumes::Scratch,
 };
@@ -49,7 +49,7 @@ pub(super) enum Step {
     Op,
     /// The operation, with the segments that the Submitter has gathered.
     Vectored,
-    /// Nothing now: a lock keeps it back.
+    /// Nothing now: a lock keeps it back, or its volume is fenced.
     Held,
 }
 
@@ -65,7 +65,9 @@ impl<S: SubmitHalf> Submitter<S> {
             return self.next_step_of_others(queue, record, &sqe, op);
         }
         let rights = self.sessions.rights(queue);
-        let volume = rights.volume(sqe.volume)?;
+        let Some(volume) = rights.serving(sqe.volume) else {
+            return self.wait_for_volume(queue, record, &sqe);
+        };
         let region = rights.region(sqe.region)?;
         let request = &self.shared.requests[record as usize];
         let (length, done) = (request.length(), request.done());
@@ -96,7 +98,9 @@ impl<S: SubmitHalf> Submitter<S> {
         if !has_volume(opcode) {
             return Ok(Step::Op);
         }
-        let volume = *self.sessions.rights(queue).volume(sqe.volume)?;
+        let Some(volume) = self.sessions.rights(queue).serving(sqe.volume).copied() else {
+            return self.wait_for_volume(queue, record, sqe);
+        };
         op.file = volume.file;
         if opcode == Opcode::Flush {
             op.kind = OpKind::Flush;
@@ -112,6 +116,15 @@ impl<S: SubmitHalf> Submitter<S> {
             Opcode::CompareAndWrite => self.next_of_compare_and_write(queue, record, sqe, &volume, op),
             _ => self.next_piece(record, sqe, &volume, op),
         }
+    }
+
+    /// The volume takes no steps: it is gone, or fenced.
+    #[cold]
+    fn wait_for_volume(&mut self, queue: u32, record: u32, sqe: &Sqe) -> Result<Step, i32> {
+        let volume = self.sessions.rights(queue).volume(sqe.volume)?;
+        debug_assert_eq!(volume.standing, Standing::Fenced);
+        self.fences.hold(volume.id, record);
+        Ok(Step::Held)
     }
 
     fn admit_write(&mut self, volume: &GrantedVolume, record: u32, range: Range<u64>, step: Step) -> Step {

@@ -3,16 +3,23 @@
 //! These are commands of the daemon and rare. They look at every record of the engine once, and let the requests that
 //! they concern be found by a mark from then on.
 
-use ferrio_driver::{FaultPlan, FaultStatus, SubmitHalf};
+use std::sync::Arc;
+
+use ferrio_driver::{FaultPlan, FaultStatus, SubmitHalf, Target};
 use ferrio_shm::{abi::errno, entry::Sqe};
 
 use super::Submitter;
-use crate::{config::EngineError, inject::Done, request::Stage, session::VolumeId};
+use crate::{
+    config::EngineError,
+    inject::Done,
+    request::Stage,
+    session::{GrantedVolume, Standing, VolumeId},
+};
 
 impl<S: SubmitHalf> Submitter<S> {
     /// New requests get ENODEV, so do those that were not issued; `done` once the others have settled.
     pub(super) fn remove_volume(&mut self, volume: VolumeId, done: Done) {
-        self.sessions.set_volume(volume, |grant| grant.gone = true);
+        self.sessions.set_volume(volume, |grant| grant.standing = Standing::Gone);
         let waiting: Vec<u32> =
             self.requests_of(volume).map(|(record, _)| record).filter(|record| self.waits(*record)).collect();
         for record in waiting {
@@ -64,22 +71,44 @@ impl<S: SubmitHalf> Submitter<S> {
 
     /// How many requests of a volume are not answered.
     pub(super) fn count_requests(&self, volume: VolumeId) -> Result<u32, EngineError> {
-        self.volumes.file(self.sessions.name(), volume)?;
+        self.volumes.check(self.sessions.name(), volume)?;
         Ok(u32::try_from(self.requests_of(volume).count()).unwrap_or(u32::MAX))
     }
 
-    /// Requests of sessions' queues that locks keep back.
+    /// Requests of sessions' queues that fences and locks keep back.
     pub(super) fn held_requests_of(&self, slots: &[u32]) -> Vec<u32> {
-        if !self.locks.any_held() {
+        if !self.locks.any_held() && self.fences.held() == 0 {
             return Vec::new();
         }
         let requests = (0..).zip(&self.shared.requests);
-        let held = requests
-            .filter(|(record, request)| self.locks.holds(*record) && slots.contains(&request.queue()));
+        let kept_back = |record| self.fences.holds(record) || self.locks.holds(record);
+        let held =
+            requests.filter(|(record, request)| kept_back(*record) && slots.contains(&request.queue()));
         held.map(|(record, _)| record).collect()
     }
 
-    /// The request waits to be issued, or to go on, in a class queue or behind a lock.
+    /// The volume is ours: what waited for it goes on.
+    pub(super) fn unfence_volume(
+        &mut self,
+        volume: VolumeId,
+        target: Arc<Target>,
+        faults: FaultPlan,
+    ) -> Result<(), EngineError> {
+        let Self { volumes, driver, sessions, .. } = self;
+        let found = volumes.unfence(sessions.name(), driver, volume, target, faults)?;
+        self.shares.add_volume(found.file);
+        self.sessions.set_volume(volume, |grant| {
+            *grant = GrantedVolume { writable: grant.writable && found.writable, ..found };
+        });
+        // The last first, each before the others: so they stand as they came, and before those that came after them.
+        while let Some(record) = self.fences.pop_last(volume) {
+            let request = &self.shared.requests[record as usize];
+            self.classes.push_front(request.class(), request.queue(), record);
+        }
+        Ok(())
+    }
+
+    /// The request waits to be issued, or to go on, in a class queue, behind a fence or behind a lock.
     fn waits(&self, record: u32) -> bool {
         self.shared.requests[record as usize].stage() == Stage::Queued
     }

@@ -1,8 +1,8 @@
 //! What a session that was granted cancel or order has more: requests that wait for others, until a time, or until they are
 //! taken back. Requests of other sessions are not *tracked* and never come here.
 //!
-//! A tracked request that is not issued is in one place: held back or let go in [`crate::order`], or behind a lock
-//! ([`crate::locks`]), or in its class queue. So whoever takes it out of there answers it, and nobody else does.
+//! A tracked request that is not issued is in one place: held back or let go in [`crate::order`], or behind a fence
+//! ([`crate::fences`]) or a lock ([`crate::locks`]), or in its class queue. So whoever takes it out of there answers it, and nobody else does.
 
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ impl<S: SubmitHalf> Submitter<S> {
             self.unlock(record);
         } else if self.order.withdraw(record) {
             self.count_held(request.queue());
-        } else {
+        } else if !self.fences.withdraw(record) {
             self.classes.remove(request.class(), request.queue(), record);
         }
     }
