@@ -1,5 +1,6 @@
 //! The life of the daemon: start, serve, drain, stop.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,11 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::control::{self, Daemon, Phase, incoming};
+use crate::listen::Listeners;
 use crate::runtime_dir::RuntimeDir;
 use crate::start::{self, StartError, Started};
 use crate::uid_limit::UidLimit;
-use crate::{attach, systemd};
+use crate::{attach, systemd, watchdog};
 
 /// How long clients and watchers get to notice the end, once their requests are answered.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -46,7 +48,8 @@ pub fn run(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, StartE
 async fn serve(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, StartError> {
     let mut signals =
         Signals::new().map_err(|source| StartError::System { what: "listen for signals", source })?;
-    let Started { daemon, phase, notices, control, attach, runtime_dir } = start::start(config)?;
+    let Started { daemon, phase, notices, listeners, runtime_dir } = start::start(config)?;
+    let Listeners { control, attach, own: sockets } = listeners;
     let limits = &daemon.config.limits;
     let limit = || UidLimit::new(limits.connections_max, limits.connections_per_uid_max);
     tokio::spawn(Arc::clone(&daemon.sessions).serve_notices(notices));
@@ -54,6 +57,7 @@ async fn serve(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, St
     let server = tokio::spawn(control::serve(Arc::clone(&daemon), incoming::accept(control, limit())));
     tracing::info!("ready on {}", daemon.config.control_socket().display());
     systemd::ready(&daemon);
+    tokio::spawn(watchdog::feed(daemon.engines.clone()));
     ready(&daemon);
 
     let signal = signals.next().await;
@@ -62,7 +66,7 @@ async fn serve(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, St
         () = drain(&daemon, &phase) => {}
         signal = signals.another() => {
             tracing::warn!("{signal} again: ending at once, requests in flight are left to the kernel");
-            remove_sockets(&daemon, &runtime_dir);
+            remove_sockets(&sockets, &runtime_dir);
             return Ok(Ending::Hurried);
         }
     }
@@ -70,7 +74,7 @@ async fn serve(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, St
     if tokio::time::timeout(FAREWELL, server).await.is_err() {
         tracing::debug!("a control connection did not close");
     }
-    remove_sockets(&daemon, &runtime_dir);
+    remove_sockets(&sockets, &runtime_dir);
     tracing::info!("stopped");
     Ok(Ending::Drained)
 }
@@ -123,9 +127,9 @@ async fn drain_engines(daemon: &Daemon, limit: Duration) -> u64 {
     left
 }
 
-fn remove_sockets(daemon: &Daemon, runtime_dir: &RuntimeDir) {
-    for path in [daemon.config.control_socket(), daemon.config.attach_socket()] {
-        if let Err(error) = runtime_dir.remove_stale_socket(&path) {
+fn remove_sockets(sockets: &[PathBuf], runtime_dir: &RuntimeDir) {
+    for path in sockets {
+        if let Err(error) = runtime_dir.remove_stale_socket(path) {
             tracing::warn!("{error}");
         }
     }

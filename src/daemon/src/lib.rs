@@ -3,7 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`config`] | reads and checks the configuration |
-//! | [`start`] | directory, engines, volumes, sockets |
+//! | [`start`], [`listen`] | directory, engines, volumes, sockets |
 //! | [`daemon`] | serve, drain, stop |
 //! | [`control`] | the gRPC services, one file per noun |
 //! | [`attach`], [`lease`] | the attach socket: a token comes in, memory goes out; the connection stays as the lease |
@@ -25,6 +25,7 @@ pub mod demo;
 pub mod dispose;
 pub mod faults;
 pub mod lease;
+pub mod listen;
 pub mod runtime_dir;
 pub mod sessions;
 pub mod start;
@@ -35,6 +36,7 @@ mod cli;
 mod dev;
 mod log;
 mod systemd;
+mod watchdog;
 
 pub use cli::main;
 

@@ -1,22 +1,23 @@
 //! From a configuration to a daemon that is ready: directory, engines, volumes, sockets, in this order.
 
-use std::os::fd::OwnedFd;
+use std::collections::HashSet;
 use std::sync::{Arc, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
-use ferrio_driver::{Target, TargetError};
+use ferrio_driver::TargetError;
 use ferrio_engine::{Engine, EngineConfig, EngineError};
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection};
 use crate::control::{Daemon, Phase};
+use crate::listen::{self, Listeners};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
-use crate::sessions::saved::Store;
+use crate::sessions::saved::{Found, Store};
 use crate::sessions::{Notice, Sessions, Setup};
 use crate::volumes::change::Changes;
 use crate::volumes::error::VolumeError;
-use crate::volumes::{Reservation, Volumes, change, open};
+use crate::volumes::fence::{self, Opened};
+use crate::volumes::{Reservation, Volumes, change};
 
 /// How long a path is waited for when others have used up the time that all have together.
 const OPEN_AT_LEAST: Duration = Duration::from_millis(100);
@@ -44,6 +45,9 @@ pub enum StartError {
         /// Errno.
         source: std::io::Error,
     },
+    /// Sockets that systemd passed.
+    #[error("sockets passed by systemd: {0}")]
+    Inherited(std::io::Error),
     /// Anything else the kernel refused.
     #[error("cannot {what}: {source}")]
     System {
@@ -62,10 +66,8 @@ pub struct Started {
     pub phase: watch::Sender<Phase>,
     /// Reports of the I/O threads.
     pub notices: mpsc::UnboundedReceiver<Notice>,
-    /// Control socket.
-    pub control: UnixListener,
-    /// Attach socket.
-    pub attach: OwnedFd,
+    /// Sockets.
+    pub listeners: Listeners,
     /// The lock.
     pub runtime_dir: RuntimeDir,
 }
@@ -84,9 +86,8 @@ pub fn start(config: Config) -> Result<Started, StartError> {
     }
     let store = Store::new(&config.sessions_dir()).map_err(saved)?;
     let found = store.load().map_err(saved)?;
-    let volumes = open_volumes(&config, &engines)?;
-    let control = listen_control(&config, &runtime_dir)?;
-    let attach = listen_attach(&config, &runtime_dir)?;
+    let volumes = open_volumes(&config, &engines, &found)?;
+    let listeners = listen::listen(&config, &runtime_dir)?;
     let (sessions, notices) = Sessions::new(Setup {
         limits: config.limits.clone(),
         volumes: Arc::clone(&volumes),
@@ -95,6 +96,7 @@ pub fn start(config: Config) -> Result<Started, StartError> {
         epoch,
         store,
         resume_timeout: Duration::from_secs(config.daemon.resume_timeout_s),
+        predecessor: runtime_dir.predecessor(),
     });
     sessions.adopt(found);
     let (phase, phases) = watch::channel(Phase::Running);
@@ -102,7 +104,7 @@ pub fn start(config: Config) -> Result<Started, StartError> {
     let changes = Changes::new(Arc::clone(&volumes), engines.clone(), Arc::clone(&sessions));
     let daemon =
         Arc::new(Daemon { config, engines, volumes, sessions, changes, since, epoch, phase: phases });
-    Ok(Started { daemon, phase, notices, control, attach, runtime_dir })
+    Ok(Started { daemon, phase, notices, listeners, runtime_dir })
 }
 
 fn saved(source: std::io::Error) -> StartError {
@@ -161,8 +163,10 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
     Ok(engine)
 }
 
-/// Opens every volume, so that all that fail are told at once.
-fn open_volumes(config: &Config, engines: &[Engine]) -> Result<Arc<Volumes>, StartError> {
+/// Opens every volume, so that all that fail are told at once. Those that sessions found wait for are waited for.
+fn open_volumes(config: &Config, engines: &[Engine], found: &Found) -> Result<Arc<Volumes>, StartError> {
+    let used: HashSet<&str> =
+        found.sessions.iter().flat_map(|session| &session.volumes).map(|volume| &*volume.name).collect();
     let volumes = Arc::new(Volumes::default());
     let mut problems = Vec::new();
     let deadline = Instant::now() + change::ANSWER_LIMIT;
@@ -173,17 +177,18 @@ fn open_volumes(config: &Config, engines: &[Engine]) -> Result<Arc<Volumes>, Sta
         let reservation = volumes.reserve(section.clone(), engine, true)?;
         let (answer, answered) = sync_mpsc::channel();
         let own = section.clone();
+        let needed = used.contains(section.name.value.as_str());
         let thread = std::thread::Builder::new().name("open".to_owned());
         let spawned = thread.spawn(move || {
             // Nobody waits any more: it is closed here.
-            let _ = answer.send((open::open(&own), reservation));
+            let _ = answer.send((fence::open(&own, needed), reservation));
         });
         spawned
             .map_err(|source| StartError::System { what: "start a thread that opens a volume", source })?;
         let left = deadline.saturating_duration_since(Instant::now()).max(OPEN_AT_LEAST);
         match answered.recv_timeout(left) {
-            Ok((Ok(target), reservation)) => {
-                change::serve(&engines[engine], reservation, Arc::new(target))?;
+            Ok((Ok(opened), reservation)) => {
+                change::take_in(&engines[engine], reservation, opened)?;
             }
             Ok((Err(error), _)) => problems.push(target_problem(config, section, &error)),
             Err(_) => serve_late(section.name.value.clone(), engines[engine].clone(), answered),
@@ -196,7 +201,7 @@ fn open_volumes(config: &Config, engines: &[Engine]) -> Result<Arc<Volumes>, Sta
 fn serve_late(
     name: String,
     engine: Engine,
-    answered: sync_mpsc::Receiver<(Result<Target, TargetError>, Reservation)>,
+    answered: sync_mpsc::Receiver<(Result<Opened, TargetError>, Reservation)>,
 ) {
     tracing::error!(
         "volume {name}: its path does not answer: starting without it, it is served when it does"
@@ -207,7 +212,7 @@ fn serve_late(
         };
         let served = opened
             .map_err(|source| VolumeError::Target { name, what: "opened", source })
-            .and_then(|target| change::serve(&engine, reservation, Arc::new(target)));
+            .and_then(|opened| change::take_in(&engine, reservation, opened));
         if let Err(error) = served {
             tracing::error!("{error}");
         }
@@ -219,25 +224,4 @@ fn target_problem(config: &Config, section: &VolumeSection, error: &TargetError)
         section.source.path().map_or((0, String::new()), |path| (path.line, format!("{:?}", path.value)));
     let what = format!("volume {:?} cannot be opened: {}", section.name.value, crate::chain(error));
     config.problem(line, "volume.path", &value, &what, "")
-}
-
-fn listen_control(config: &Config, runtime_dir: &RuntimeDir) -> Result<UnixListener, StartError> {
-    let path = config.control_socket();
-    runtime_dir.remove_stale_socket(&path)?;
-    let listener = UnixListener::bind(&path).map_err(|source| listen_error(&path, source))?;
-    runtime_dir.permit(&path, config.daemon.socket_mode, config.daemon.group)?;
-    Ok(listener)
-}
-
-fn listen_attach(config: &Config, runtime_dir: &RuntimeDir) -> Result<OwnedFd, StartError> {
-    let path = config.attach_socket();
-    runtime_dir.remove_stale_socket(&path)?;
-    let mode = config.daemon.socket_mode;
-    let listener = ferrio_shm::peer::listen(&path, mode).map_err(|source| listen_error(&path, source))?;
-    runtime_dir.permit(&path, mode, config.daemon.group)?;
-    Ok(listener)
-}
-
-fn listen_error(path: &std::path::Path, source: std::io::Error) -> StartError {
-    StartError::Listen { path: path.display().to_string(), source }
 }

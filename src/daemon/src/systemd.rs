@@ -16,7 +16,8 @@ pub fn stopping() {
     notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
-fn notify(states: &[NotifyState<'_>]) {
+/// Tells systemd; what it does not hear is logged.
+pub fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!("systemd was not notified: {error}");
     }

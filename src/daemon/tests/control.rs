@@ -20,6 +20,7 @@ use ferrio_shm::sync::Ordering;
 use ferrio_shm::{layout, peer};
 use ferriod::config::read;
 use ferriod::control::{self, Phase, incoming};
+use ferriod::listen::Listeners;
 use ferriod::runtime_dir::RuntimeDir;
 use ferriod::start::{Started, start};
 use ferriod::uid_limit::UidLimit;
@@ -57,8 +58,8 @@ impl Fixture {
         );
         let (config, problems) = read("test.toml", &text);
         let config = config.unwrap_or_else(|| panic!("{problems}"));
-        let Started { daemon, phase, notices, control, attach, runtime_dir } =
-            start(config).expect("started");
+        let Started { daemon, phase, notices, listeners, runtime_dir } = start(config).expect("started");
+        let Listeners { control, attach, .. } = listeners;
         tokio::spawn(Arc::clone(&daemon.sessions).serve_notices(notices));
         tokio::spawn(attach::serve(attach, Arc::clone(&daemon.sessions), UidLimit::new(16, 4)));
         let connections = incoming::accept(control, UidLimit::new(16, 8));

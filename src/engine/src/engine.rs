@@ -12,7 +12,7 @@ use std::{
 };
 
 use ferrio_driver::{
-    Driver, DriverConfig, DriverInfo, FaultPlan, FaultStatus, ReapHalf, Shape, SubmitHalf, Target,
+    Driver, DriverConfig, DriverInfo, FaultPlan, FaultStatus, Outline, ReapHalf, Shape, SubmitHalf, Target,
     aio::Aio,
     fault::Fault,
     null::Null,
@@ -32,6 +32,7 @@ use crate::{
     inject::{self, Command, Injector, IoThread},
     journal::renew::{Renewed, renew},
     poller::Poller,
+    pulse::{Life, Pulse},
     session::{SessionSpec, VolumeId},
     stats::{self, EngineSnapshot, QueueShared, Shared},
     submitter::{Parts, Submitter},
@@ -81,6 +82,8 @@ struct Inner {
     /// Open queues, for snapshots. The I/O threads never take this lock.
     queues: Mutex<Vec<Arc<QueueShared>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    submitter: Life,
+    poller: Option<Life>,
     poller_stop: Arc<AtomicBool>,
     /// Not resumed and not forgotten.
     dormant: Mutex<Vec<DormantSession>>,
@@ -130,21 +133,25 @@ impl Engine {
             injector: parts.injector,
             queues: Mutex::default(),
             threads: Mutex::default(),
+            submitter: Life::new(format!("sub-{}", config.name)),
+            poller: parts.poller.as_ref().map(|_| Life::new(format!("poll-{}", config.name))),
             poller_stop: Arc::default(),
             dormant: Mutex::new(parts.dormant),
         };
+        let life = inner.submitter.clone();
         let stop = Arc::clone(&inner.poller_stop);
         let threads = match parts.poller {
             None => {
                 let reaper = parts.reaper;
-                vec![spawn(config, "sub", move || run_alone(parts.submitter, reaper, spin_limit))?]
+                vec![spawn(config, life, move || run_alone(parts.submitter, reaper, spin_limit))?]
             }
             Some(bell) => {
                 let poller = Poller::new(parts.reaper, Arc::clone(&bell), Arc::clone(&inner.shared));
                 let poller_stop = Arc::clone(&stop);
+                let poller_life = inner.poller.clone().unwrap_or_else(|| life.clone());
                 vec![
-                    spawn(config, "poll", move || poller.run(spin_limit, &poller_stop))?,
-                    spawn(config, "sub", move || {
+                    spawn(config, poller_life, move || poller.run(spin_limit, &poller_stop))?,
+                    spawn(config, life, move || {
                         let outcome = run_beside(parts.submitter, spin_limit);
                         stop.store(true, Release);
                         bell.ring(true);
@@ -205,6 +212,31 @@ impl Engine {
     /// Too many volumes, or the engine has stopped.
     pub fn add_volume(&self, target: Arc<Target>) -> Result<VolumeId, EngineError> {
         self.ask(|reply| Command::AddVolume { target, reply })
+    }
+
+    /// Registers a volume whose lock is still held by writes of a dead daemon. Requests for it, new and replayed ones, are
+    /// checked against what is known of it, accepted, and wait until [`Self::unfence_volume`]; meanwhile they can be cancelled
+    /// and time out. What it can do besides reading and writing is taken to be everything until then.
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub fn add_volume_fenced(&self, outline: Outline) -> Result<VolumeId, EngineError> {
+        self.ask(|reply| Command::AddFencedVolume { outline, reply })
+    }
+
+    /// The lock of a fenced volume was taken: its requests go on, those that waited before those that come, and with these
+    /// faults (none without rules). The sessions that have the volume see the size that `target` has.
+    ///
+    /// # Errors
+    /// The volume was removed meanwhile, there are too many volumes, the faults cannot be had, or the engine has stopped. But
+    /// for a removed one the volume stays fenced.
+    pub fn unfence_volume(
+        &self,
+        volume: VolumeId,
+        target: Arc<Target>,
+        faults: FaultPlan,
+    ) -> Result<(), EngineError> {
+        self.ask(|reply| Command::UnfenceVolume { volume, target, faults, reply })
     }
 
     /// Takes no more requests for a volume: new ones, and those that were not issued, are answered `-ENODEV`. Calls `done`
@@ -335,6 +367,13 @@ impl Engine {
     pub fn snapshot(&self) -> EngineSnapshot {
         let queues = self.queues().clone();
         stats::snapshot(&self.inner.shared, &queues, clock::now())
+    }
+
+    /// How far its I/O threads are; any thread, without disturbing them. Always the same threads, in the same order.
+    pub fn pulses(&self) -> Vec<Pulse> {
+        let Inner { shared, submitter, poller, .. } = &*self.inner;
+        let poller = poller.as_ref().map(|poller| poller.pulse(shared.poller_turns.get()));
+        std::iter::once(submitter.pulse(shared.submitter_turns.get())).chain(poller).collect()
     }
 
     /// Takes no more requests and waits up to `limit` for the accepted ones to be answered.
@@ -526,13 +565,14 @@ fn run_beside<S: SubmitHalf>(mut submitter: Submitter<S>, spin_limit: Nanos) -> 
 
 fn spawn(
     config: &EngineConfig,
-    role: &str,
+    life: Life,
     run: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> Result<JoinHandle<()>, EngineError> {
-    let name = format!("{role}-{}", config.name);
+    let name = life.thread.clone();
     let engine = config.name.clone();
     let thread = name.clone();
     let body = move || {
+        life.begin();
         if let Err(error) = run() {
             // Without this thread no request is answered: end, so that a supervisor starts the daemon again.
             tracing::error!(engine, thread, %error, "I/O thread cannot wait for the kernel; the daemon ends");

@@ -45,12 +45,14 @@ pub mod clock;
 pub mod config;
 mod dormant;
 pub mod engine;
+mod fences;
 pub mod idle;
 pub mod inject;
 pub mod journal;
 pub mod kill_point;
 mod links;
 mod locks;
+mod pulse;
 pub mod request;
 mod shares;
 pub mod stats;
@@ -62,6 +64,7 @@ pub use config::{EngineConfig, EngineError, Threads};
 pub use dormant::{DormantSession, Resumed};
 pub use engine::{DrainReport, Engine, EngineInfo};
 pub use inject::IoThread;
+pub use pulse::Pulse;
 pub use session::{FEATURES, Grant, QueueAttach, SessionSpec, VolumeId};
 pub use stats::{
     ClassSnapshot, CountersSnapshot, EngineCounters, EngineSnapshot, QueueSnapshot, WaitsSnapshot,
