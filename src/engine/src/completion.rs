@@ -242,10 +242,7 @@ impl<R: ReapHalf> Reaper<R> {
         let Some(side) = self.queues[slot as usize].as_mut() else {
             unreachable!("queue {slot} was closed with request {record} in flight");
         };
-        let mut flags = 0;
-        if request.is_replayed() {
-            flags = cqe_flags::REPLAYED;
-        }
+        let mut flags = if request.is_replayed() { cqe_flags::REPLAYED } else { 0 };
         if request.overdue(self.now) {
             flags |= cqe_flags::OVERDUE;
             side.shared.waits.overdue.add(1);

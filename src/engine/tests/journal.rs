@@ -22,6 +22,7 @@ use ferrio_shm::{
     abi::{Opcode, errno, sqe_flags},
     entry::Sqe,
 };
+use proptest::prelude::*;
 
 const RECORDS: u32 = 16;
 /// Bytes of the header that mean something.
@@ -175,6 +176,46 @@ fn zeroes_and_a_missing_end_are_never_misread() {
             start > RECORDS_AT || cut.is_err() || cut.unwrap().sessions.values().all(|s| s.unfit.is_some())
         );
     }
+}
+
+/// Words that are damaged, each by these bits or by becoming 0: the words of the header, the cells and the records.
+fn damage() -> impl Strategy<Value = Vec<(usize, Option<u64>)>> {
+    let words = (RECORDS_AT + 14 * 128) / 8;
+    let anywhere = prop_oneof![0..HEADER / 8, CELLS_AT / 8..words];
+    // Those that say how far a request came are the ones to be confused about.
+    let telling = (0..12usize, 11..14usize).prop_map(|(record, word)| RECORDS_AT / 8 + record * 16 + word);
+    let how = prop_oneof![Just(None), (0..64u32).prop_map(|bit| Some(1 << bit)), any::<u64>().prop_map(Some)];
+    prop::collection::vec((prop_oneof![1 => anywhere, 3 => telling], how), 1..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn damage_in_several_places_is_never_misread(damage in damage()) {
+        let mut file = journal();
+        let before = found::read(&file).unwrap();
+        for (word, how) in damage {
+            let bytes = &mut file[8 * word..8 * word + 8];
+            let was = u64::from_le_bytes(bytes.try_into().unwrap());
+            bytes.copy_from_slice(&how.map_or(0, |bits| was ^ bits).to_le_bytes());
+        }
+        let told = is_true(&before, &found::read(&file));
+        prop_assert!(told.is_ok(), "{told:?}");
+    }
+}
+
+/// One that was answered long ago does not stand in for one that is lost.
+#[test]
+fn nobody_is_answered_for_somebody_else() {
+    let mut file = journal();
+    let before = found::read(&file).unwrap();
+    for (record, word) in [(0, 13), (2, 12), (2, 13)] {
+        file[RECORDS_AT + 128 * record + 8 * word] ^= 1;
+    }
+    let after = found::read(&file);
+    assert_eq!(is_true(&before, &after), Ok(()));
+    assert!(after.unwrap().sessions[&5].unfit.is_some());
 }
 
 fn with_header(version: u64) -> Vec<u8> {

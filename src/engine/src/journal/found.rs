@@ -291,8 +291,8 @@ fn read_record(file: &File<'_>, index: u32, cells: &mut HashMap<u32, Cell>, foun
     }
 }
 
-/// What is owed on a queue, and why that cannot be said.
-fn account(cell: Cell, lost: u32) -> (FoundQueue, Option<String>) {
+/// What is owed on a queue, and why that cannot be said. `lost`: records of the file that say nothing.
+fn account(cell: Cell, mut lost: u32) -> (FoundQueue, Option<String>) {
     let Cell { queue, sq_head, cq_tail, refuses_chain, mut entries, .. } = cell;
     // At or beyond the acceptance line: not accepted.
     entries.retain(|entry| before(entry.sq_index, sq_head));
@@ -303,7 +303,8 @@ fn account(cell: Cell, lost: u32) -> (FoundQueue, Option<String>) {
         match says(entry, cq_tail) {
             Says::Owed(answer) => owed.push(entry.owed(answer)),
             Says::Perhaps(result, flags) => perhaps.push((entry, result, flags)),
-            Says::Settled | Says::Nothing => {}
+            Says::Nothing => lost += 1,
+            Says::Settled => {}
         }
     }
     let short = sq_head.wrapping_sub(cq_tail);

@@ -39,8 +39,8 @@ const SEED: u64 = 0x6a09_e667_f3bc_c908;
 /// Result << 32 | check << 16 | flags << 8 | state, in one word, so that no kill separates them.
 #[inline]
 pub const fn state_word(state: State, flags: u8, result: i32) -> u64 {
-    let key = (result.cast_unsigned() as u64) << 16 | (flags as u64) << 8 | state as u64;
-    (key & !0xffff) << 16 | ((key ^ SEED).wrapping_mul(FACTOR) >> 48) << 16 | key & 0xffff
+    let word = (result.cast_unsigned() as u64) << 32 | (flags as u64) << 8 | state as u64;
+    word | (word ^ SEED).wrapping_mul(FACTOR) >> 48 << 16
 }
 
 /// `None`: damaged. Every change of one bit is found, others but for one in 65536.
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_is_found() {
-        for result in [0, 1, 4096, 1 << 30, -5, -130, i32::MIN, i32::MAX] {
+        for result in (-140..140).chain([4096, 1 << 20, 1 << 30, i32::MIN, i32::MAX]) {
             for (state, flags) in
                 State::ALL.into_iter().flat_map(|state| [(state, 0), (state, 1), (state, 7)])
             {
