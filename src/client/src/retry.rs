@@ -14,6 +14,11 @@ const MISSING_MAX: Duration = Duration::from_secs(1);
 /// Directory of the journal, beside the sockets.
 const JOURNAL: &str = "journal";
 
+/// The daemon that was spoken to has ended, or is about to.
+pub(crate) fn daemon_ended(error: &Error) -> bool {
+    matches!(error, Error::Connect { .. } | Error::Refused { reason: Refusal::Unavailable, .. })
+}
+
 /// The tries of one open.
 pub(crate) struct Retry {
     start: Instant,
@@ -31,7 +36,7 @@ impl Retry {
     /// How long to wait before the next try after this failure; `None`: it stays.
     pub(crate) fn after(&mut self, error: &Error) -> Option<Duration> {
         let wait = self.wait;
-        self.token |= matches!(error, Error::Connect { .. });
+        self.token |= daemon_ended(error);
         self.wait = WAIT_MAX.min(wait * 2);
         (self.start.elapsed() + wait <= self.limit(error)).then_some(wait)
     }

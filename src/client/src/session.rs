@@ -88,7 +88,8 @@ impl Opened {
         match attach::attach(&self.builder, &self.answer) {
             Ok(attached) => Session::assemble(attached, self.answer, &self.builder),
             Err(error) => {
-                if matches!(error, Error::Connect { .. }) && self.builder.wants_resume() {
+                let ended = crate::retry::daemon_ended(&error);
+                if ended && self.builder.wants_resume() {
                     *again = Some(self);
                 }
                 Err(error)
