@@ -3,12 +3,16 @@
 //!
 //! A label that is never passed fails its test: the daemon does not die.
 
+use std::{fs::File, path::Path, process::Command};
+
 use ferrio_engine::kill_point::LABELS;
 use ferrio_tests::{
     Daemon, DaemonBuilder, Worker,
     mix::{Restarts, Tally},
     process::wait_until,
 };
+use rustix::fs::{FlockOperation, flock};
+
 const MIB: u64 = 1 << 20;
 const VARIABLE: &str = "FERRIO_KILL_POINT";
 /// How a label comes to be passed.
@@ -164,5 +168,33 @@ fn while_a_session_is_closed() {
             || daemon.ctl_json(&["session", "list"])["sessions"].as_array().is_some_and(Vec::is_empty);
         wait_until("the session to be forgotten", nothing_left);
         finish(start(&daemon), &daemon, label);
+    }
+}
+
+/// A lock as I/O in flight has it: the process that took it is gone, what it took it on is not.
+fn lock_of_the_dead(path: &Path) -> File {
+    let file = File::options().write(true).open(path).unwrap();
+    let mut flock = Command::new("flock");
+    // Waits for the writes of the daemon that was killed.
+    let taken = flock.args(["--exclusive", "0"]).stdin(file.try_clone().unwrap()).status().expect("flock(1)");
+    assert!(taken.success());
+    file
+}
+
+#[test]
+fn while_a_volume_is_fenced() {
+    for label in labels(Scene::Fencing) {
+        let (mut daemon, worker) = killed_under_load();
+        let holder = lock_of_the_dead(&daemon.path("data"));
+        daemon.set_env(VARIABLE, Some(label));
+        daemon.spawn();
+        if label == "fence-taken" {
+            daemon.wait_until_it_serves();
+            flock(&holder, FlockOperation::Unlock).unwrap();
+        }
+        dies(&mut daemon, label);
+        daemon.restart();
+        flock(&holder, FlockOperation::Unlock).unwrap();
+        finish(worker, &daemon, label);
     }
 }
