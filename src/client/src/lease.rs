@@ -247,7 +247,7 @@ impl Lease {
     }
 
     /// Sends RegionAdd or RegionRemove and waits for the errno of the answer; answers come in order. One caller at a time.
-    /// If the daemon ends before it has answered, the question is repeated to the next.
+    /// If the daemon ends before it has answered, or answers that it stops, the question is repeated to the next.
     pub(crate) fn ask(
         &self,
         index: u16,
@@ -257,12 +257,15 @@ impl Lease {
         let mut repeated = false;
         loop {
             let link = self.link();
-            if let Some(errno) = self.ask_over(&link, index, question, fds)? {
-                return Ok(Answer { errno, repeated });
+            let answer = self.ask_over(&link, index, question, fds)?;
+            match answer {
+                // It stops, and does nothing of it.
+                Some(errno::ESHUTDOWN) if self.is_watched() => {}
+                Some(errno) => return Ok(Answer { errno, repeated }),
+                None => repeated = true,
             }
             // Another one comes, or the session ends.
             wait::readable(link.news(), None).map_err(Error::io("wait for ferriod to come back"))?;
-            repeated = true;
         }
     }
 

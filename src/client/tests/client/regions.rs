@@ -164,6 +164,26 @@ fn ends_with_a_question(served: Served) -> (crate::peer::resume::Remains, LeaseM
     (served.die(), LeaseMessage::decode(&bytes[..length]).unwrap())
 }
 
+/// A daemon that stops carries nothing out any more. That is no answer: the next one gives it.
+#[test]
+fn a_question_to_a_daemon_that_stops_is_for_the_next_one() {
+    let daemon = Daemon::start();
+    let Opened { session, served, queue: _queue, .. } =
+        daemon.open_queue(daemon.builder().patience(Duration::from_secs(30)));
+    thread::scope(|scope| {
+        let asker = scope.spawn(|| session.create_region(8192));
+        let (answer, _seen) = answering(served, vec![libc::ESHUTDOWN]);
+        daemon.resumes.then(Answer::Refuse(libc::EINVAL));
+        daemon.resumes.serve(answer.join().unwrap().die());
+        let served = daemon.next_served();
+        assert!(served.shown.is_empty(), "the first daemon has not added it");
+        let (answer, seen) = answering(served, vec![0]);
+        assert_eq!(seen.recv().unwrap().0, LeaseMessage::RegionAdd { index: 1, bytes: 8192 });
+        drop(asker.join().unwrap().unwrap());
+        drop(answer.join().unwrap());
+    });
+}
+
 /// A daemon ends with a question that it may have carried out, or not. The next one is shown what it knows, and asked again.
 #[test]
 fn a_question_is_repeated_to_the_next_daemon() {
