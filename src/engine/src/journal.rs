@@ -34,7 +34,10 @@ use std::{
     },
 };
 
-use ferrio_shm::{entry::Sqe, mapping::Mapping};
+use ferrio_shm::{
+    entry::Sqe,
+    mapping::{Mapping, Rows},
+};
 
 use self::words::{
     CellState, FREE_CELL, NO_INDEX, cell_word, fixed_check, header_check, index_word, state_word,
@@ -102,9 +105,9 @@ pub struct Origin {
 /// The journal of one engine.
 #[derive(Clone)]
 pub struct Journal {
-    mapping: Arc<Mapping>,
-    cells: u32,
-    records: u32,
+    header: Rows<{ header::WORDS }>,
+    cells: Rows<{ cell::WORDS }>,
+    records: Rows<{ record::WORDS }>,
 }
 
 impl Journal {
@@ -121,11 +124,17 @@ impl Journal {
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         allocate(&file, bytes as u64)?;
-        let journal = Self { mapping: Arc::new(Mapping::of_file(&file, bytes)?), cells, records };
+        let mapping = Arc::new(Mapping::of_file(&file, bytes)?);
+        let fits = "the journal was mapped with room for all cells and records";
+        let journal = Self {
+            header: Rows::new(Arc::clone(&mapping), 0, 1).expect(fits),
+            cells: Rows::new(Arc::clone(&mapping), HEADER_BYTES, cells).expect(fits),
+            records: Rows::new(mapping, HEADER_BYTES + CELL_BYTES * cells as usize, records).expect(fits),
+        };
         (0..cells).for_each(|cell| journal.close_cell(cell));
         (0..records).for_each(|record| journal.free(record));
         let words = [MAGIC, VERSION, epoch, cells.into(), records.into(), 0, 0];
-        let header = journal.words(0, header::WORDS);
+        let header = journal.header.row(0);
         header[header::CHECK].store(header_check(&words), Relaxed);
         for (word, value) in header.iter().zip(words).skip(1) {
             word.store(value, Relaxed);
@@ -141,12 +150,12 @@ impl Journal {
 
     /// Queue cells.
     pub fn cells(&self) -> u32 {
-        self.cells
+        self.cells.count()
     }
 
     /// Requests that it has room for.
     pub fn records(&self) -> u32 {
-        self.records
+        self.records.count()
     }
 
     /// A queue is opened on a free cell; the ring ends stand at `sq_head` and `cq_tail`, 0 in a fresh queue.
@@ -244,23 +253,12 @@ impl Journal {
         }
     }
 
-    fn cell(&self, index: u32) -> &[AtomicU64] {
-        debug_assert!(index < self.cells);
-        self.words(HEADER_BYTES + CELL_BYTES * index as usize, cell::WORDS)
+    fn cell(&self, index: u32) -> &[AtomicU64; cell::WORDS] {
+        self.cells.row(index)
     }
 
-    #[inline]
     fn record(&self, index: u32) -> &[AtomicU64; record::WORDS] {
-        debug_assert!(index < self.records);
-        let words = self.words(
-            HEADER_BYTES + CELL_BYTES * self.cells as usize + RECORD_BYTES * index as usize,
-            record::WORDS,
-        );
-        words.first_chunk().expect("words() gives as many as asked for")
-    }
-
-    fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
-        self.mapping.u64s(offset, count).expect("the journal was mapped with room for all cells and records")
+        self.records.row(index)
     }
 }
 

@@ -8,11 +8,13 @@ mod header;
 mod memfd;
 mod queue;
 mod region;
+mod rows;
 
 pub use header::{HeaderError, SessionHeader};
 pub use memfd::{RegionError, check_memfd, create_memfd};
 pub use queue::MappedQueue;
 pub use region::{Region, RegionSlice};
+pub use rows::Rows;
 
 use std::ffi::c_void;
 use std::fs::File;
