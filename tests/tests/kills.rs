@@ -142,7 +142,7 @@ fn kill_all_the_time(builder: DaemonBuilder, callers: [&'static str; 2], seed: u
 }
 
 fn engine(backend: &str, threads: &str) -> DaemonBuilder {
-    // A session that was opened and of which its client has not heard holds its volume for so long.
+    // The session of a client that was killed while it opened it may hold its volume for so long.
     let builder = DaemonBuilder::new().config("resume_timeout_s = 5");
     builder.engine("main", backend, &format!("threads = {threads:?}"))
 }
