@@ -136,7 +136,7 @@ impl Throttle {
         let failed = |error| format!("no blkio cgroup (version 1) at {}: {error}", directory.display());
         std::fs::create_dir(&directory).map_err(failed)?;
         let throttle = Self { directory, device };
-        throttle.set("blkio.throttle.write_bps_device", &format!("{} 1024", throttle.device))?;
+        throttle.set("blkio.throttle.write_bps_device", &format!("{} 64", throttle.device))?;
         Ok(throttle)
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferrio_engine::DrainReport;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -86,7 +87,7 @@ async fn drain(daemon: &Arc<Daemon>, phase: &watch::Sender<Phase>) {
     systemd::stopping();
     phase.send_replace(Phase::Draining);
     daemon.sessions.drain(limit);
-    let left = drain_engines(daemon, limit).await;
+    let DrainReport { late, kept } = drain_engines(daemon, limit).await;
     daemon.sessions.leave_all("ferriod stops");
     let gone = async {
         while daemon.sessions.totals().open > 0 {
@@ -95,10 +96,10 @@ async fn drain(daemon: &Arc<Daemon>, phase: &watch::Sender<Phase>) {
     };
     let gone = tokio::time::timeout(FAREWELL, gone).await.is_ok();
     phase.send_replace(Phase::Closing);
-    if left > 0 {
+    if late > 0 {
         let limit_s = limit.as_secs();
         tracing::warn!(
-            "{left} requests not answered within daemon.drain_timeout_s = {limit_s}; the journal has them"
+            "{late} requests not answered within daemon.drain_timeout_s = {limit_s}; the journal has them"
         );
     } else if !gone {
         tracing::warn!("drained, but sessions did not end within {FAREWELL:?}");
@@ -107,24 +108,31 @@ async fn drain(daemon: &Arc<Daemon>, phase: &watch::Sender<Phase>) {
         let engines = daemon.engines.clone();
         let _ =
             tokio::task::spawn_blocking(move || engines.iter().for_each(ferrio_engine::Engine::stop)).await;
-        tracing::info!("drained: every accepted request was answered");
+        if kept == 0 {
+            tracing::info!("drained: every accepted request was answered");
+        } else {
+            tracing::info!(
+                "drained, but for {kept} requests that wait for fenced volumes: the journal has them for the next ferriod"
+            );
+        }
     }
 }
 
-async fn drain_engines(daemon: &Daemon, limit: Duration) -> u64 {
+async fn drain_engines(daemon: &Daemon, limit: Duration) -> DrainReport {
     let drains: Vec<_> = daemon
         .engines
         .iter()
         .map(|engine| {
             let engine = engine.clone();
-            tokio::task::spawn_blocking(move || engine.drain(limit).left)
+            tokio::task::spawn_blocking(move || engine.drain(limit))
         })
         .collect();
-    let mut left = 0;
+    let mut all = DrainReport::default();
     for drain in drains {
-        left += drain.await.unwrap_or(0);
+        let DrainReport { late, kept } = drain.await.unwrap_or_default();
+        all = DrainReport { late: all.late + late, kept: all.kept + kept };
     }
-    left
+    all
 }
 
 fn remove_sockets(sockets: &[PathBuf], runtime_dir: &RuntimeDir) {

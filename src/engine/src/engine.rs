@@ -61,12 +61,13 @@ pub struct EngineInfo {
 }
 
 /// How a drain ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DrainReport {
-    /// Every accepted request has its answer.
-    pub answered_all: bool,
-    /// Requests that have not.
-    pub left: u64,
+    /// Requests that were not answered in time.
+    pub late: u64,
+    /// Requests that are left to the next daemon: they wait for the lock of a volume, or for such a request, and their sessions
+    /// can be resumed. Nothing of them has an effect, the journal has them. 0 if others were late.
+    pub kept: u64,
 }
 
 /// Handle of an engine. Clones command the same engine.
@@ -376,16 +377,20 @@ impl Engine {
         std::iter::once(submitter.pulse(shared.submitter_turns.get())).chain(poller).collect()
     }
 
-    /// Takes no more requests and waits up to `limit` for the accepted ones to be answered.
+    /// Takes no more requests and waits up to `limit` for the accepted ones to be answered, or to be of those that are left to
+    /// the next daemon, which stay behind their fences from then on.
     pub fn drain(&self, limit: Duration) -> DrainReport {
         let (sender, receiver) = mpsc::channel();
         let done = Box::new(move || {
             let _ = sender.send(());
         });
-        let answered_all = self.inner.injector.send(Command::Drain { done }).is_err()
-            || receiver.recv_timeout(limit).is_ok();
-        let left = if answered_all { 0 } else { self.pending() };
-        DrainReport { answered_all, left }
+        if self.inner.injector.send(Command::Drain { done }).is_err() {
+            return DrainReport::default();
+        }
+        match receiver.recv_timeout(limit) {
+            Ok(()) => DrainReport { late: 0, kept: self.pending() },
+            Err(_) => DrainReport { late: self.pending(), kept: 0 },
+        }
     }
 
     /// Ends the threads. What is in flight is left to the driver, which waits for the kernel before it frees anything.

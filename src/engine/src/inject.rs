@@ -170,7 +170,7 @@ pub enum Command {
     },
     /// Take no more requests from anyone.
     Drain {
-        /// Called once nothing is in flight.
+        /// Called once nothing is in flight: all is answered, or left to the next daemon behind fences.
         done: Done,
     },
     /// Run this.

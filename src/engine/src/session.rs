@@ -59,7 +59,7 @@ pub struct SessionSpec {
     pub regions: Vec<(u16, Region)>,
     /// By SQE volume index; `None` for a volume of another engine.
     pub grants: Vec<Option<Grant>>,
-    /// Features granted, of [`FEATURES`]: bits of [`ferrio_shm::abi::features`]. What needs another one answers
+    /// Features granted, of [`FEATURES`] and `resume` (the session may be left to the next daemon): bits of [`ferrio_shm::abi::features`]. What needs another one answers
     /// `EOPNOTSUPP`.
     pub features: u64,
     /// Called once, from the I/O thread, when the session's rings break the protocol. Must not block.
@@ -191,7 +191,7 @@ impl Rights {
         volumes: Vec<Option<GrantedVolume>>,
         regions: Vec<Option<GrantedRegion>>,
     ) -> Self {
-        Self { features: features & FEATURES, volumes, regions }
+        Self { features: features & (FEATURES | features::RESUME), volumes, regions }
     }
 
     /// One of these features was granted.

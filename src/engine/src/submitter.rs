@@ -11,6 +11,7 @@ use ferrio_shm::{
 
 mod chains;
 mod commands;
+mod drain;
 mod resume;
 mod schedule;
 mod steps;
@@ -528,15 +529,6 @@ impl<S: SubmitHalf> Submitter<S> {
         self.sessions.dismantle(&mut self.driver, ended, &self.link);
         if let Some(poller) = &self.poller {
             poller.ring(true);
-        }
-    }
-
-    fn report_drained(&mut self) {
-        if self.draining
-            && self.sessions.outstanding() == 0
-            && let Some(done) = self.drained.take()
-        {
-            done();
         }
     }
 

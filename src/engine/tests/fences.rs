@@ -2,13 +2,15 @@
 
 mod common;
 
+use std::sync::mpsc::Receiver;
+
 use common::{BLOCK, Client, Rig, VOLUME_BYTES, done, puppet, puppet::Puppet};
 use ferrio_driver::{
     Driver, FaultPlan, OpenOptions, Outline, Target, TargetKind, aio::Aio, null::Null, uring::Uring,
 };
 use ferrio_engine::{EngineError, FEATURES, Threads, VolumeId, clock, inject::Command};
 use ferrio_shm::{
-    abi::{Opcode, errno, sqe_flags},
+    abi::{Opcode, errno, features, sqe_flags},
     entry::{Cqe, Sqe},
 };
 
@@ -52,8 +54,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_features(FEATURES)
+    }
+
+    fn with_features(features: u64) -> Self {
         let mut rig = Rig::<Puppet>::with_threads(8, 64, Threads::Two);
-        rig.features = FEATURES;
+        rig.features = features;
         let fenced = add_fenced(&mut rig, OUTLINE);
         let other = rig.add_volume(Target::null(VOLUME_BYTES, 512).into());
         let client = rig.open_on(&[fenced, other], 32).unwrap();
@@ -175,6 +181,70 @@ fn a_fenced_volume_can_be_removed() {
     let late = unfence(&mut world.rig, world.fenced, Target::null(VOLUME_BYTES, 512));
     assert!(matches!(late, Err(EngineError::NoVolume { .. })), "{late:?}");
     assert_eq!(world.finish(), [(2, DONE)]);
+}
+
+fn compare_and_write(volume: u16, id: u64) -> Sqe {
+    Sqe { op: Opcode::CompareAndWrite as u8, ..write(volume, id) }
+}
+
+/// Drains while the driver has one of `sqes`, which is answered. What tells that the drain is over.
+fn drain(world: &mut World, sqes: &[Sqe]) -> Receiver<()> {
+    world.submit(sqes);
+    let (done, drained) = done();
+    assert!(world.rig.parts.injector.send(Command::Drain { done }).is_ok());
+    world.settle();
+    drained.try_recv().expect_err("the driver has one");
+    puppet::answer(0, None);
+    world.settle();
+    drained
+}
+
+#[test]
+fn a_drain_leaves_what_waits_to_the_next_daemon() {
+    let mut world = World::with_features(FEATURES | features::RESUME);
+    let chain = [Sqe { flags: sqe_flags::LINK, ..write(0, 1) }, write(1, 2)];
+    let barrier = Sqe { flags: sqe_flags::BARRIER, ..write(0, 3) };
+    let waiting = [chain[0], chain[1], barrier, write(0, 4), write(1, 5)];
+    drain(&mut world, &waiting).try_recv().expect("nothing but what waits is left");
+    assert_eq!(world.rig.pending(), 4);
+    // Too late: the daemon may end at any moment now.
+    world.take_lock();
+    assert_eq!((world.settle(), world.issued()), (vec![], vec![]));
+
+    let World { rig, mut client, .. } = world;
+    let mut rig = rig.restart(|_| ()).unwrap();
+    let volumes = [(); 2].map(|()| rig.add_volume(Target::null(VOLUME_BYTES, 512).into()));
+    let resumed = rig.resume(&mut client, &volumes).unwrap();
+    assert_eq!((resumed.replayed, resumed.decided, resumed.owner_dead), (4, 0, 0));
+    let mut world = World { rig, fenced: volumes[0], client, now: clock::now() };
+    let answered: Vec<(u64, i32)> = world.finish();
+    assert_eq!(answered, [1, 2, 3, 4].map(|id| (id, DONE)), "in their order, each once");
+}
+
+#[test]
+fn a_drain_waits_for_what_the_next_daemon_could_not_do() {
+    let cases = [
+        // Nobody comes back for it.
+        (FEATURES, write(0, 1)),
+        // The next daemon could not know that it was not issued.
+        (FEATURES | features::RESUME, compare_and_write(0, 1)),
+    ];
+    for (features, sqe) in cases {
+        let mut world = World::with_features(features);
+        let drained = drain(&mut world, &[write(0, 2), sqe, write(1, 3)]);
+        drained.try_recv().expect_err("one cannot be left");
+        world.take_lock();
+        assert_eq!(world.finish().len(), 2, "{sqe:?}");
+        drained.try_recv().expect("all is answered");
+    }
+}
+
+#[test]
+fn a_drain_is_over_when_the_last_request_comes_to_the_fence() {
+    let mut world = World::with_features(FEATURES | features::RESUME);
+    let free = Sqe { op: Opcode::Nop as u8, user_data: 1, flags: sqe_flags::LINK, ..Sqe::default() };
+    let drained = drain(&mut world, &[free, write(0, 2)]);
+    drained.try_recv().expect("it had waited for the first one, and waits for the lock now");
 }
 
 /// What was accepted under the outline is judged by what the volume turns out to be.

@@ -217,7 +217,7 @@ impl<S: SubmitHalf> Submitter<S> {
 }
 
 /// Carrying it out once more changes nothing.
-fn can_be_replayed(op: u8) -> bool {
+pub(super) fn can_be_replayed(op: u8) -> bool {
     use Opcode::{Cancel, CompareAndWrite, Discard, Flush, Nop, Read, Readv, Write, WriteZeroes, Writev};
     match Opcode::try_from(op) {
         Ok(Nop | Read | Write | Readv | Writev | Flush | Discard | WriteZeroes) => true,

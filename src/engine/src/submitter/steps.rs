@@ -124,6 +124,7 @@ impl<S: SubmitHalf> Submitter<S> {
         let volume = self.sessions.rights(queue).volume(sqe.volume)?;
         debug_assert_eq!(volume.standing, Standing::Fenced);
         self.fences.hold(volume.id, record);
+        self.report_drained();
         Ok(Step::Held)
     }
 

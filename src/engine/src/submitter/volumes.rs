@@ -100,6 +100,9 @@ impl<S: SubmitHalf> Submitter<S> {
         self.sessions.set_volume(volume, |grant| {
             *grant = GrantedVolume { writable: grant.writable && found.writable, ..found };
         });
+        if self.drain_is_over() {
+            return Ok(());
+        }
         // The last first, each before the others: so they stand as they came, and before those that came after them.
         while let Some(record) = self.fences.pop_last(volume) {
             let request = &self.shared.requests[record as usize];
