@@ -241,23 +241,32 @@ fn a_session_goes_on_over_the_fence(backend: &str) {
         wait_until("the volume to be seen fenced", || volume(&daemon, "disk")["state"] == "fencing");
         // Over AIO a killed process keeps its sockets until its I/O is done: its client does not notice before.
         let resumes = backend == "io_uring";
-        if resumes {
+        let goes_on = |daemon: &Daemon| {
             wait_until("the session to go on", || {
                 daemon.ctl_json(&["session", "list"])["sessions"][0]["state"] == "active"
             });
-            assert_eq!(in_flight(&daemon), 1, "its write waits");
+            assert_eq!(in_flight(daemon), 1, "its write waits");
+        };
+        if resumes {
+            goes_on(&daemon);
         }
         assert_eq!(volume(&daemon, "disk")["state"], "fencing");
         let stopped = daemon.end(Signal::TERM).expect(0);
         let left = "drained, but for 1 requests that wait for fenced volumes";
         assert_eq!(stopped.stderr.contains(left), resumes, "{left:?} in {}", stopped.stderr);
         daemon.restart();
-        assert_eq!(volume(&daemon, "disk")["state"], "fencing");
+        if resumes {
+            goes_on(&daemon);
+        }
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(16 * MIB).unwrap();
+        device.refresh().unwrap();
+        assert_eq!((&volume(&daemon, "disk")["state"], disk.size_bytes()), (&"fencing".into(), 8 * MIB));
         assert!(!old.is_finished(), "its daemon has not landed it");
         throttle.lift().unwrap();
         old.join().unwrap();
         dying.finish().expect(128 + libc::SIGKILL);
     });
+    wait_until("the client to know the size behind the fence", || disk.size_bytes() == 16 * MIB);
     write(&mut queue, PLACE, 2);
     let buffer = queue.read(&disk, PLACE, session.alloc(4096).unwrap()).unwrap();
     assert!(buffer.iter().all(|byte| *byte == 2), "the write that came after was overtaken");

@@ -54,6 +54,7 @@ async fn serve(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, St
     let limits = &daemon.config.limits;
     let limit = || UidLimit::new(limits.connections_max, limits.connections_per_uid_max);
     tokio::spawn(Arc::clone(&daemon.sessions).serve_notices(notices));
+    tokio::spawn(Arc::clone(&daemon.sessions).follow_fences());
     let attaching = tokio::spawn(attach::serve(attach, Arc::clone(&daemon.sessions), limit()));
     let server = tokio::spawn(control::serve(Arc::clone(&daemon), incoming::accept(control, limit())));
     tracing::info!("ready on {}", daemon.config.control_socket().display());

@@ -335,6 +335,16 @@ impl Sessions {
         }
     }
 
+    /// Tells clients the sizes of volumes that were fenced, for as long as the daemon lives.
+    pub async fn follow_fences(self: Arc<Self>) {
+        let mut unfenced = self.volumes.unfenced();
+        while unfenced.changed().await.is_ok() {
+            for session in self.table().by_id.values_mut().filter(|session| session.events.is_some()) {
+                self.tell_sizes(session);
+            }
+        }
+    }
+
     /// Drops a session whose token was not used in time.
     pub fn expire(&self, session_id: u64) {
         let unused =

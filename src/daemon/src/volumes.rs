@@ -208,6 +208,8 @@ pub struct Holder {
 #[derive(Debug, Default)]
 pub struct Volumes {
     table: Mutex<Table>,
+    /// A fence has ended.
+    unfenced: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -405,7 +407,15 @@ impl Volumes {
         let mut table = self.lock();
         let volume = &mut table.by_key.get_mut(&key)?.volume;
         volume.serve(served);
-        Some(volume.clone())
+        let volume = volume.clone();
+        drop(table);
+        self.unfenced.send_replace(());
+        Some(volume)
+    }
+
+    /// Changes when the lock of a fenced volume was taken: it may have another size than it seemed to have.
+    pub fn unfenced(&self) -> watch::Receiver<()> {
+        self.unfenced.subscribe()
     }
 
     /// Its size is another one from now on.
