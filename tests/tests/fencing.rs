@@ -7,9 +7,9 @@ use ferrio_shm::{abi::Opcode, entry::Sqe};
 use ferrio_tests::{
     Daemon, DaemonBuilder, RawSession,
     disk::{Loop, Mounts, Throttle, sparse},
-    process::{PATIENCE, wait_until},
+    process::{PATIENCE, Process, wait_until},
     raw,
-    skip::{is_root, skip},
+    skip::{has_program, is_root, skip},
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -77,7 +77,7 @@ fn in_flight(daemon: &Daemon) -> u64 {
 
 /// The first daemon has writes in flight on `path`, which lies on `device`, and is killed. The second one gets a newer write
 /// for the same place at once.
-fn a_newer_write_stays(backend: &str, path: &Path, device: &Path) {
+fn a_newer_write_stays(backend: &str, path: &Path, device: &Path, traced: bool) {
     let throttle = match Throttle::writes_to(device) {
         Ok(throttle) => throttle,
         Err(reason) => return skip(&reason, true),
@@ -97,6 +97,7 @@ fn a_newer_write_stays(backend: &str, path: &Path, device: &Path) {
     wait_until("the writes to be in flight", || in_flight(&daemon) >= 2);
     assert!(volume(&daemon, "disk")["fenced_by"] == "");
 
+    let tracer = traced.then(|| trace(daemon.process().pid()));
     let dying = daemon.kill();
     daemon.restart();
     let mut other = Client::open(&daemon, "other").expect("other volumes are served");
@@ -147,9 +148,29 @@ fn a_newer_write_stays(backend: &str, path: &Path, device: &Path) {
     for part in ["volume disk: fenced: its lock is held by process", "volume disk: its lock is ours after"] {
         assert!(log.contains(part), "{part:?} not in {log}");
     }
-    drop((second, other));
+    drop((second, other, tracer));
     dying.finish().expect(128 + libc::SIGKILL);
     daemon.end(Signal::TERM).expect(0);
+}
+
+/// A process that is traced dies more slowly: its threads stop once more on their way out, and are zombies until their tracer has
+/// looked at each.
+fn trace(pid: u32) -> Process {
+    let strace = Process::start(std::process::Command::new("strace").args([
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-p",
+        &pid.to_string(),
+    ]));
+    wait_until("strace to have every thread", || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        tasks
+            .map(|task| std::fs::read_to_string(task.path().join("status")).unwrap_or_default())
+            .all(|status| status.lines().any(|line| line == format!("TracerPid:\t{}", strace.pid())))
+    });
+    strace
 }
 
 fn mounts() -> Option<Mounts> {
@@ -160,12 +181,12 @@ fn mounts() -> Option<Mounts> {
     Mounts::new().map_err(|reason| skip(&reason, true)).ok()
 }
 
-fn on_a_device(backend: &str) {
+fn on_a_device(backend: &str, traced: bool) {
     let Some(mounts) = mounts() else { return };
     let image = mounts.path("image");
     sparse(&image, 8 * MIB);
     match Loop::over(&image) {
-        Ok(device) => a_newer_write_stays(backend, device.path(), device.path()),
+        Ok(device) => a_newer_write_stays(backend, device.path(), device.path(), traced),
         Err(reason) => skip(&reason, true),
     }
 }
@@ -182,17 +203,31 @@ fn on_a_file(backend: &str) {
     let file = directory.join("disk");
     std::fs::write(&file, vec![0; 8 << 20]).unwrap();
     rustix::fs::sync();
-    a_newer_write_stays(backend, &file, device.path());
+    a_newer_write_stays(backend, &file, device.path(), false);
 }
 
 #[test]
 fn a_newer_write_stays_on_a_device_over_io_uring() {
-    on_a_device("io_uring");
+    on_a_device("io_uring", false);
 }
 
 #[test]
 fn a_newer_write_stays_on_a_device_over_aio() {
-    on_a_device("aio");
+    on_a_device("aio", false);
+}
+
+fn under_strace(backend: &str) {
+    if has_program("strace") { on_a_device(backend, true) } else { skip("strace is not installed", false) }
+}
+
+#[test]
+fn a_newer_write_stays_under_strace_over_io_uring() {
+    under_strace("io_uring");
+}
+
+#[test]
+fn a_newer_write_stays_under_strace_over_aio() {
+    under_strace("aio");
 }
 
 #[test]
