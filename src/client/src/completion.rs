@@ -47,7 +47,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// The request was in flight when the daemon restarted, and was done again.
+    /// A restarted daemon has taken the request over, and may have issued it again.
     #[must_use]
     pub fn replayed(&self) -> bool {
         self.flags & cqe_flags::REPLAYED != 0

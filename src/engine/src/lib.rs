@@ -8,7 +8,7 @@
 //! | 3 | class queues | [`queue`]: prio / read / write, per session queue; intrusive lists over record indices | Submitter | cannot be full: reserved at 2 |
 //! | 4 | schedule | [`scheduler`]: pure; classes and budgets | Submitter | - |
 //! | 5 | merge | not yet | Submitter | - |
-//! | 6 | submit | [`submitter`]: the next step of the request, unless a compare-and-write has its range locked (`locks`) -> [`ferrio_driver::SubmitHalf`]: queue, then one commit for the batch | Submitter | refused: stays at the head; errno: becomes a completion |
+//! | 6 | submit | [`submitter`]: the next step of the request, unless its volume is fenced (`fences`), or a compare-and-write has its range locked (`locks`) -> [`ferrio_driver::SubmitHalf`]: queue, then one commit for the batch | Submitter | refused: stays at the head; errno: becomes a completion |
 //! | 7 | kernel | io_uring / AIO | - | - |
 //! | 8 | reap | [`completion`] -> [`ferrio_driver::ReapHalf`] | whoever holds the reap half: Submitter ([`Shape::One`]) or Poller ([`Shape::Two`]) | stale tag: counted, dropped |
 //! | 9 | short I/O, steps | [`completion`]: the rest of a short transfer, and each result of a request of several steps, goes back to the Submitter | reaper -> Submitter | - |
@@ -16,6 +16,20 @@
 //!
 //! Every accepted SQE gets exactly one CQE. In steady state nothing on this way allocates, blocks or takes a contended
 //! lock. Each thread's loop is a `turn(now)` that tests call without the thread.
+//!
+//! An engine goes on from the journal of the one before it, which may have been killed anywhere:
+//!
+//! | what | where | shown by |
+//! |---|---|---|
+//! | what each kill leaves, as one order of stores | [`journal`] | `tests/killed.rs`: killed at every kill point, and again while it recovers |
+//! | what was left is read, damage is told, the rest goes into a new file | [`journal::found`], `journal::renew` | `tests/journal.rs`: flipped bits, other versions, limits |
+//! | sessions wait for their clients | `dormant` | `tests/recovery.rs` |
+//! | answers are given again, the rest is carried out once more or answered EOWNERDEAD | `submitter::resume` | `tests/recovery.rs` |
+//! | nothing overtakes writes of a dead daemon | `fences`, [`Engine::add_volume_fenced`] | `tests/fences.rs` |
+//! | a drain leaves what waits behind a fence to the next engine | `submitter::drain`, [`Engine::drain`] | `tests/fences.rs` |
+//! | where a test build can be killed | [`kill_point`] | the whole daemon: `tests/tests/kill_points.rs`, `kills.rs` of the workspace |
+//!
+//! `src/daemon/RESTART.md` says what of this is promised.
 //!
 //! [`Shape::One`]: ferrio_driver::Shape::One
 //! [`Shape::Two`]: ferrio_driver::Shape::Two
