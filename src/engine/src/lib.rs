@@ -27,7 +27,7 @@
 //! | answers are given again, the rest is carried out once more or answered EOWNERDEAD | `submitter::resume` | `tests/recovery.rs` |
 //! | nothing overtakes writes of a dead daemon | `fences`, [`Engine::add_volume_fenced`] | `tests/fences.rs` |
 //! | a drain leaves what waits behind a fence to the next engine | `submitter::drain`, [`Engine::drain`] | `tests/fences.rs` |
-//! | where a test build can be killed | [`kill_point`] | the whole daemon: `tests/tests/kill_points.rs`, `kills.rs` of the workspace |
+//! | where a test build can be killed | [`mod@kill_point`] | the whole daemon: `tests/tests/kill_points.rs`, `kills.rs` of the workspace |
 //!
 //! `src/daemon/RESTART.md` says what of this is promised.
 //!
