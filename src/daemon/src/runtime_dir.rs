@@ -4,10 +4,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ferrio_driver::Holder;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
+
+/// How long a process that holds the lock may look as if it ran after it was killed.
+const ENDING_GRACE: Duration = Duration::from_millis(500);
+/// Between two looks at it.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +83,12 @@ impl RuntimeDir {
             .map_err(|errno| io_error("lock", path)(errno.into()))?;
         let lock_path = path.join("ferriod.lock");
         let mut predecessor = None;
-        let mut lock = match try_lock(&lock_path)? {
+        let mut lock = match try_lock_for(&lock_path, ENDING_GRACE)? {
             Ok(lock) => lock,
-            Err(held) => {
-                let Some(ending) = Holder::of(&held).filter(|holder| !holder.lives()) else {
-                    return Err(RuntimeDirError::InUse { path: path.to_owned(), pid: pid_in(held) });
-                };
+            Err((held, None)) => {
+                return Err(RuntimeDirError::InUse { path: path.to_owned(), pid: pid_in(held) });
+            }
+            Err((_, Some(ending))) => {
                 ending.wait_until_still();
                 tracing::warn!(
                     "{ending} was killed and waits for I/O in the kernel; going on without it: the volumes that it has \
@@ -137,6 +143,26 @@ impl RuntimeDir {
         &self.path
     }
 }
+
+/// `Err`: the file, which somebody else has locked, and who, if that process is ending. One that was killed this moment may
+/// still look as if it ran, and one that was found may be gone when it is looked at: that is waited for.
+fn try_lock_for(path: &Path, grace: Duration) -> Result<Result<File, Held>, RuntimeDirError> {
+    let limit = Instant::now() + grace;
+    loop {
+        let held = match try_lock(path)? {
+            Ok(lock) => return Ok(Ok(lock)),
+            Err(held) => held,
+        };
+        let ending = Holder::of(&held).filter(|holder| !holder.lives());
+        if ending.is_some() || Instant::now() >= limit {
+            return Ok(Err((held, ending)));
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+}
+
+/// A file that somebody else has locked, and who, if that process is ending.
+type Held = (File, Option<Holder>);
 
 /// `Err`: the file, which somebody else has locked.
 fn try_lock(path: &Path) -> Result<Result<File, File>, RuntimeDirError> {

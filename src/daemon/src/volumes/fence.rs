@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ferrio_driver::{OpenOptions, Outline, Target, TargetError};
+use ferrio_driver::{Holder, OpenOptions, Outline, Target, TargetError};
 use ferrio_engine::{Engine, kill_point};
 
 use super::error::VolumeError;
@@ -25,8 +25,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// How often the log says that it still waits.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// A block device can be claimed a moment longer than it is locked.
-const CLAIM_GRACE: Duration = Duration::from_secs(1);
+/// A block device can be claimed a moment longer than it is locked, and a process that was killed this moment can look as if
+/// it ran.
+const ENDING_GRACE: Duration = Duration::from_secs(1);
 
 /// What a path turned out to be.
 #[derive(Debug)]
@@ -40,11 +41,11 @@ pub enum Opened {
 /// Opens what a volume is made of. `needed`: sessions wait for it, whoever has its lock. May block for as long as the file
 /// system likes.
 pub fn open(section: &VolumeSection, needed: bool) -> Result<Opened, TargetError> {
-    let limit = Instant::now() + CLAIM_GRACE;
+    let limit = Instant::now() + ENDING_GRACE;
     let error = loop {
         match open::open(section) {
             Ok(target) => return Ok(Opened::Ours(target)),
-            Err(TargetError::Claimed { .. }) if !needed && Instant::now() < limit => {
+            Err(error) if !needed && is_in_use(&error) && Instant::now() < limit => {
                 std::thread::sleep(PAUSE_MIN);
             }
             Err(error) => break error,
@@ -53,6 +54,15 @@ pub fn open(section: &VolumeSection, needed: bool) -> Result<Opened, TargetError
     let (Some(by), Some(path)) = (holder(&error, needed), section.source.path()) else { return Err(error) };
     let options = OpenOptions { read_only: section.read_only, ..OpenOptions::default() };
     Ok(Opened::Fenced(Target::outline(&path.value, &options)?, by))
+}
+
+/// By somebody who may have it for ever.
+fn is_in_use(error: &TargetError) -> bool {
+    match error {
+        TargetError::Claimed { .. } => true,
+        TargetError::Held { holder, .. } => holder.as_ref().is_some_and(Holder::lives),
+        _ => false,
+    }
 }
 
 /// Who has a lock that will come free, or that is waited for all the same.
