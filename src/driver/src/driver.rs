@@ -133,6 +133,19 @@ pub struct Op {
     pub fua: bool,
 }
 
+impl Op {
+    /// Does nothing, and names nothing.
+    pub const NOP: Op = Op {
+        kind: OpKind::Nop,
+        file: FileIndex(0),
+        region: RegionIndex(0),
+        region_offset: 0,
+        length: 0,
+        offset: 0,
+        fua: false,
+    };
+}
+
 /// One piece of the memory of a vectored request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {

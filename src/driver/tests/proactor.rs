@@ -325,15 +325,7 @@ fn closures<D: Driver>() {
     assert_eq!(injector.run(NOP, 17).map(drop), Err(17), "and the resources come back");
 }
 
-const NOP: Op = Op {
-    kind: OpKind::Nop,
-    file: FileIndex(0),
-    region: RegionIndex(0),
-    region_offset: 0,
-    length: 0,
-    offset: 0,
-    fua: false,
-};
+const NOP: Op = Op::NOP;
 
 fn a_full_proactor<D: Driver>() {
     let mut rig = Rig::<Fault<D>, Arc<()>>::new(4);

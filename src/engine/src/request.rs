@@ -7,9 +7,12 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use ferrio_shm::{abi::sqe_flags, entry::Sqe};
+
 use crate::{
     clock::{MICROSECOND, Nanos},
     queue::Class,
+    session::Checked,
 };
 
 /// Where a request is. `Free -> Queued -> Issued -> Free`; back to `Queued` for the rest of a short transfer.
@@ -79,6 +82,16 @@ pub struct Accepted {
     pub timeout_us: u32,
     /// The next one of its queue is linked to it.
     pub linked: bool,
+}
+
+impl Accepted {
+    /// Of an SQE and what its check said.
+    #[inline(always)] // on the way of every request
+    pub fn new(queue: u32, sqe: &Sqe, checked: Checked, at: Nanos, timeout_us: u32) -> Self {
+        let Checked { class, length, block } = checked;
+        let linked = sqe.flags & sqe_flags::LINK != 0;
+        Self { queue, class, user_data: sqe.user_data, length, block, at, timeout_us, linked }
+    }
 }
 
 impl Request {

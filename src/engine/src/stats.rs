@@ -192,6 +192,14 @@ impl Shared {
 }
 
 impl Shared {
+    /// A request of a queue was accepted. Submitter.
+    #[inline(always)] // on the way of every request
+    pub(crate) fn count_accepted(&self, queue: &QueueShared, class: Class) {
+        for classes in [&self.classes, &queue.classes] {
+            classes[class.index()].submitter.accepted.add(1);
+        }
+    }
+
     /// Requests issued and not answered.
     pub fn in_flight(&self) -> u64 {
         self.classes.iter().map(|counters| CountersSnapshot::of(counters).in_flight).sum()

@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ferrio_driver::{DriverInfo, Segment, SubmitHalf, Tag};
 use ferrio_shm::{
-    abi::{errno, features, limits, sqe_flags},
+    abi::{errno, features, limits},
     entry::Sqe,
     ring::RingFault,
 };
@@ -336,22 +336,11 @@ impl<S: SubmitHalf> Submitter<S> {
             Ok(_) => rights.check(sqe),
             Err(errno) => Err(errno),
         };
-        let Checked { class, length, block } = checked.unwrap_or(REFUSED);
         let timeout_us = if checked.is_ok() { sqe.timeout_us } else { 0 };
-        let request = &self.shared.requests[record as usize];
-        request.accept(&Accepted {
-            queue: slot,
-            class,
-            user_data: sqe.user_data,
-            length,
-            block,
-            at: now,
-            timeout_us,
-            linked: sqe.flags & sqe_flags::LINK != 0,
-        });
-        for classes in [&self.shared.classes, &queue.shared.classes] {
-            classes[class.index()].submitter.accepted.add(1);
-        }
+        let accepted = Accepted::new(slot, sqe, checked.unwrap_or(REFUSED), now, timeout_us);
+        let (request, class) = (&self.shared.requests[record as usize], accepted.class);
+        request.accept(&accepted);
+        self.shared.count_accepted(&queue.shared, class);
         match checked {
             Ok(_) if !rights.has(TRACKED) => self.classes.push_back(class, slot, record),
             Ok(_) => self.track(record, sqe, chain.unwrap_or(None), now),

@@ -143,7 +143,7 @@ impl Sessions {
         ends: EngineEnds,
     ) -> Result<Resumed, EngineError> {
         let mut cq_doorbells: Vec<_> = ends.cq_doorbells.into_iter().map(Some).collect();
-        let mut sum = Resumed { reposted: 0, decided: 0, replayed: 0, owner_dead: 0 };
+        let mut sum = Resumed::default();
         for (place, doorbell) in ends.doorbells.into_iter().enumerate() {
             let mine = session.plan.queue_engines.iter().enumerate().filter(|(_, owner)| **owner == place);
             let queues = mine.filter_map(|(index, _)| {

@@ -197,21 +197,9 @@ impl<S: SubmitHalf> Submitter<S> {
 
     /// A record of the daemon before is a request of this one. It has no timeout any more.
     fn enter(&mut self, record: u32, slot: u32, checked: Checked, now: Nanos) {
-        let sqe = self.journal.sqe(record);
-        let Checked { class, length, block } = checked;
-        self.shared.requests[record as usize].accept(&Accepted {
-            queue: slot,
-            class,
-            user_data: sqe.user_data,
-            length,
-            block,
-            at: now,
-            timeout_us: 0,
-            linked: sqe.flags & sqe_flags::LINK != 0,
-        });
-        for classes in [&self.shared.classes, &self.sessions.queue(slot).shared.classes] {
-            classes[class.index()].submitter.accepted.add(1);
-        }
+        let accepted = Accepted::new(slot, &self.journal.sqe(record), checked, now, 0);
+        self.shared.requests[record as usize].accept(&accepted);
+        self.shared.count_accepted(&self.sessions.queue(slot).shared, accepted.class);
         self.sessions.accepted(slot, 1);
     }
 }

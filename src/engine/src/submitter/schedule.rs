@@ -1,18 +1,15 @@
 //! Stages 4 to 6: which request is next, and into the driver with it.
 
-use ferrio_driver::SubmitHalf;
+use ferrio_driver::{Op, SubmitHalf};
 
-use super::{
-    Submitter,
-    steps::{NOP, Step},
-};
+use super::{Submitter, steps::Step};
 use crate::{clock::Nanos, kill_point};
 
 impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn schedule(&mut self, now: Nanos) -> u32 {
         let mut submitted = 0;
         let mut passed_over = [0; 3];
-        let mut op = NOP;
+        let mut op = Op::NOP;
         while let Some(slot) = if self.classes.is_empty() { None } else { self.driver.reserve() } {
             let Some(class) = self.scheduler.next(self.backlog(&passed_over)) else {
                 self.driver.cancel_reserved(slot);

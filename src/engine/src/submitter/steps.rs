@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use ferrio_driver::{FileIndex, Op, OpKind, RegionIndex, Reserved, SubmitHalf, Tag};
+use ferrio_driver::{Op, OpKind, Reserved, SubmitHalf, Tag};
 use ferrio_shm::{
     abi::{Opcode, errno, sqe_flags},
     entry::Sqe,
@@ -30,17 +30,6 @@ use crate::{
 /// Longest range that is discarded or zeroed by one operation, and what its cuts are multiples of. Zeroes may have to be
 /// written: a piece is what a helper thread is away for.
 const PIECE_BYTES: u64 = 64 << 20;
-
-/// An operation of no volume.
-pub(super) const NOP: Op = Op {
-    kind: OpKind::Nop,
-    file: FileIndex(0),
-    region: RegionIndex(0),
-    region_offset: 0,
-    length: 0,
-    offset: 0,
-    fua: false,
-};
 
 /// What comes next for a request. The operation itself stands with the caller: handed back by value it would be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +50,7 @@ impl<S: SubmitHalf> Submitter<S> {
         let sqe = self.journal.sqe(record);
         let (read, write) = (sqe.op == Opcode::Read as u8, sqe.op == Opcode::Write as u8);
         if !(read || write) {
-            *op = NOP;
+            *op = Op::NOP;
             return self.next_step_of_others(queue, record, &sqe, op);
         }
         let rights = self.sessions.rights(queue);

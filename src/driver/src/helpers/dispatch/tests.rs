@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::driver::{FileIndex, Op, OpKind, RegionIndex};
+use crate::driver::{Op, OpKind};
 use crate::ledger::Transfer;
 use crate::target::Target;
 
@@ -11,15 +11,7 @@ const SLOTS: u32 = 16;
 const FILES: u32 = 4;
 
 fn payload(fd: RawFd) -> Payload {
-    let op = Op {
-        kind: OpKind::Flush,
-        file: FileIndex(0),
-        region: RegionIndex(0),
-        region_offset: 0,
-        length: 0,
-        offset: 0,
-        fua: false,
-    };
+    let op = Op { kind: OpKind::Flush, ..Op::NOP };
     Payload::of(&op, Transfer { fd, address: std::ptr::dangling_mut() }, &Target::null(512, 512))
 }
 
