@@ -45,7 +45,7 @@ pub struct EngineConfig {
     pub threads: Threads,
     /// Longest time a thread spins for work before it sleeps, microseconds; 0 never spins.
     pub spin_us: u32,
-    /// Requests per scheduling round: prio, read, write.
+    /// Cost per scheduling round: prio, read, write. A request costs 1 for each 16 KiB begun.
     pub budgets: Budgets,
     /// Threads that the volumes share for what the backend cannot do without blocking, 1 to 64; a volume that has none of
     /// them when all are busy gets one of its own.
@@ -186,6 +186,18 @@ pub enum EngineError {
         /// Session id.
         session: u64,
     },
+    /// A setting of the scheduler that is out of its range.
+    #[error("{what} {value} is not within {least} and {greatest}; choose one that is")]
+    Setting {
+        /// What was to be set.
+        what: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// Least that there is.
+        least: u64,
+        /// Greatest that there is.
+        greatest: u64,
+    },
     /// A region index that no region may have.
     #[error(
         "session {session}: region index {index} is not within 1 and {}; choose one that is",
@@ -234,7 +246,7 @@ impl EngineError {
         match self {
             Self::RegionInUse { .. } | Self::RegionBusy { .. } => errno::EBUSY,
             Self::NoRegion { .. } => errno::ENXIO,
-            Self::RegionIndex { .. } | Self::Spec { .. } => errno::EINVAL,
+            Self::RegionIndex { .. } | Self::Spec { .. } | Self::Setting { .. } => errno::EINVAL,
             Self::NoSession { .. } => errno::ESRCH,
             Self::NoVolume { .. } => errno::ENODEV,
             Self::Faults { .. } => errno::EOPNOTSUPP,

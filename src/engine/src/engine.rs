@@ -33,6 +33,7 @@ use crate::{
     journal::renew::{Renewed, renew},
     poller::Poller,
     pulse::{Life, Pulse},
+    scheduler::{Scope, Setting, latency::LatencyGoal, limits::Limit},
     session::{SessionSpec, VolumeId},
     stats::{self, EngineSnapshot, QueueShared, Shared},
     submitter::{Parts, Submitter},
@@ -304,6 +305,44 @@ impl Engine {
     /// No such session or region, requests on it are in flight, or the engine has stopped.
     pub fn remove_region(&self, session_id: u64, index: u16) -> Result<(), EngineError> {
         self.ask(|reply| Command::RemoveRegion { session_id, index, reply })
+    }
+
+    /// Changes the share that a session has of each class beside others, 1 to 1000.
+    ///
+    /// # Errors
+    /// No such session, the weight is out of range, or the engine has stopped.
+    pub fn set_weight(&self, session_id: u64, weight: u32) -> Result<(), EngineError> {
+        self.set(Setting::Weight { session_id, weight })
+    }
+
+    /// Puts a session into a group, whose limit holds for it from now on, or into none.
+    ///
+    /// # Errors
+    /// No such session, or the engine has stopped.
+    pub fn set_group(&self, session_id: u64, group: Option<String>) -> Result<(), EngineError> {
+        self.set(Setting::Group { session_id, group })
+    }
+
+    /// Sets, changes or, by [`Limit::default`], takes away the limit of a volume, a session or a group. A limit of a group
+    /// may come before its first session and stays after its last; the others end with what they limit. It holds for what
+    /// is not issued yet.
+    ///
+    /// # Errors
+    /// No such volume or session, a rate is out of range, or the engine has stopped.
+    pub fn set_limit(&self, scope: Scope, limit: Limit) -> Result<(), EngineError> {
+        self.set(Setting::Limit { scope, limit })
+    }
+
+    /// Says how fast the device is to answer prio, at the cost of what else it does. Off at the start.
+    ///
+    /// # Errors
+    /// The goal is out of range, or the engine has stopped.
+    pub fn set_latency_goal(&self, goal: LatencyGoal) -> Result<(), EngineError> {
+        self.set(Setting::Latency(goal))
+    }
+
+    fn set(&self, setting: Setting) -> Result<(), EngineError> {
+        self.run(move |thread| thread.set_schedule(setting))?
     }
 
     /// Takes requests from a session from now on.

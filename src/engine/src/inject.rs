@@ -16,6 +16,7 @@ use crate::{
     bell::Bell,
     config::EngineError,
     dormant::Resumed,
+    scheduler::Setting,
     session::{SessionSpec, VolumeId},
     stats::QueueShared,
 };
@@ -55,6 +56,12 @@ pub trait IoThread {
     /// # Errors
     /// No such volume.
     fn faults(&self, volume: VolumeId) -> Result<Option<FaultStatus>, EngineError>;
+
+    /// Changes how requests are scheduled, from now on.
+    ///
+    /// # Errors
+    /// No such session or volume, or a value is out of its range.
+    fn set_schedule(&mut self, setting: Setting) -> Result<(), EngineError>;
 }
 
 /// What the Submitter can be told.

@@ -5,9 +5,9 @@
 //! | 1 | client SQ ring | `ferrio_client::Queue::submit` -> [`ferrio_shm::ring::SqProducer`] | client | full: the request is handed back |
 //! | 2 | take and validate | [`session`]: copy the SQE once, check, reserve CQ entry and record, write the [`journal`] | Submitter | bad SQE: CQE with errno; bad ring: the session is faulted, nobody else |
 //! | 2a | wait | [`order`], [`timeout`], [`cancel`]: chains, barriers, deadlines; only for sessions that were granted them | Submitter | ECANCELED, ETIMEDOUT |
-//! | 3 | class queues | [`queue`]: prio / read / write, per session queue; intrusive lists over record indices | Submitter | cannot be full: reserved at 2 |
-//! | 4 | schedule | [`scheduler`]: pure; classes and budgets | Submitter | - |
-//! | 5 | merge | not yet | Submitter | - |
+//! | 3 | class queues | [`queue`]: prio / read / write, per session queue and volume; intrusive lists over record indices | Submitter | cannot be full: reserved at 2 |
+//! | 4 | schedule | [`scheduler`]: pure; classes and budgets, weights of sessions, limits, a latency target for prio | Submitter | - |
+//! | 5 | merge | [`merge`]: pure; not called yet | Submitter | - |
 //! | 6 | submit | [`submitter`]: the next step of the request, unless its volume is fenced (`fences`), or a compare-and-write has its range locked (`locks`) -> [`ferrio_driver::SubmitHalf`]: queue, then one commit for the batch | Submitter | refused: stays at the head; errno: becomes a completion |
 //! | 7 | kernel | io_uring / AIO | - | - |
 //! | 8 | reap | [`completion`] -> [`ferrio_driver::ReapHalf`] | whoever holds the reap half: Submitter ([`Shape::One`]) or Poller ([`Shape::Two`]) | stale tag: counted, dropped |
@@ -41,6 +41,8 @@ pub mod session;
 pub mod queue;
 
 pub mod scheduler;
+
+pub mod merge;
 
 pub mod order;
 
@@ -79,6 +81,12 @@ pub use dormant::{DormantSession, Resumed};
 pub use engine::{DrainReport, Engine, EngineInfo};
 pub use inject::IoThread;
 pub use pulse::Pulse;
+pub use scheduler::{
+    DEFAULT_WEIGHT, Scope,
+    bucket::Rate,
+    latency::LatencyGoal,
+    limits::{Limit, Split},
+};
 pub use session::{FEATURES, Grant, QueueAttach, SessionSpec, VolumeId};
 pub use stats::{
     ClassSnapshot, CountersSnapshot, EngineCounters, EngineSnapshot, QueueSnapshot, WaitsSnapshot,

@@ -1,8 +1,23 @@
 //! Stage 3: the class queues.
 //!
-//! Per class a list of flows, per flow a FIFO of records. A flow is what one session queue has waiting in one class; the
-//! class serves its flows in turn, so that a session with many requests does not stand before one with few. All lists are
-//! intrusive over indices: no allocation after [`ClassQueues::add_queue`] has seen the highest queue index.
+//! A *flow* is what one session queue has waiting in one class for one volume, reads and writes apart: a FIFO of records, so
+//! that a volume or direction that must wait holds back nothing else. A session takes turns between its flows; which session
+//! of a class is next, its weight decides ([`crate::scheduler::fair`]). All lists are intrusive over indices: nothing is
+//! allocated but when sessions and queues come.
+
+use std::ops::Range;
+
+use range_alloc::RangeAllocator;
+use slab::Slab;
+
+use crate::{
+    links::NIL,
+    scheduler::{
+        fair::Fair,
+        limits::{Cost, LimitKey},
+    },
+    session::VolumeId,
+};
 
 /// Class a request is scheduled from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,340 +41,511 @@ impl Class {
     }
 }
 
-/// End of a list.
-const NIL: u32 = u32::MAX;
+/// Flows that a queue has for each volume: two of prio, one of read, one of write.
+const STREAMS: u32 = 4;
+/// Bytes that a request may move for a cost of 1, as a power of two.
+const COST_BITS: u32 = 14;
 
-/// Neighbours of a record in its flow; meaningful while it waits.
+/// What a request costs its class and its session: 1 for each 16 KiB begun, and 1 if it moves none.
+#[inline]
+pub const fn cost_of(bytes: u32) -> u32 {
+    match bytes {
+        0 => 1,
+        _ => ((bytes - 1) >> COST_BITS) + 1,
+    }
+}
+
+/// A request as it is scheduled.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Queue index in the engine.
+    pub queue: u32,
+    /// Place of its volume among those of its session; `None` for an operation without one.
+    pub volume: Option<u16>,
+    /// Class.
+    pub class: Class,
+    /// It changes the volume.
+    pub writes: bool,
+    /// Of data; at most 1 GiB.
+    pub bytes: u32,
+    /// Limits count it.
+    pub limited: bool,
+}
+
+/// A request whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// Its record.
+    pub record: u32,
+    /// Its class.
+    pub class: Class,
+    /// What it was charged.
+    pub cost: u32,
+}
+
 #[derive(Clone, Copy)]
-struct Link {
+struct Entry {
+    /// Neighbours in its flow; meaningful while it waits.
     next: u32,
     prev: u32,
+    flow: u32,
+    bytes: u32,
+    class: Class,
+    /// Limits have still to let it pass.
+    unpaid: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// It is among the flows of its session that may be served, if it has anything.
+    Open,
+    /// It waits for something else than its turn.
+    Shut,
 }
 
 #[derive(Clone, Copy)]
 struct Flow {
     head: u32,
     tail: u32,
-    /// Neighbours in the class list; meaningful while `len > 0`.
+    /// Neighbours in its session's list; meaningful while it is open and has something.
     next: u32,
     prev: u32,
     len: u32,
+    session: u32,
+    /// In the engine; [`NIL`] for none.
+    volume: u32,
+    state: State,
+    class: Class,
+    writes: bool,
 }
 
-const EMPTY: Flow = Flow { head: NIL, tail: NIL, next: NIL, prev: NIL, len: 0 };
-
 #[derive(Clone, Copy)]
-struct ClassList {
+struct FlowList {
     head: u32,
     tail: u32,
-    len: u32,
+}
+
+struct Session {
+    /// Flows that may be served, by class.
+    flows: [FlowList; 3],
+    queues: u32,
+    limit: Option<LimitKey>,
+    group: Option<LimitKey>,
+}
+
+/// Whom the limits of a request belong to, and what it takes of them.
+pub(crate) struct Payer {
+    pub volume: u32,
+    pub session: Option<LimitKey>,
+    pub group: Option<LimitKey>,
+    pub cost: Cost,
 }
 
 /// The queues of one engine. Owned by its Submitter.
 pub struct ClassQueues {
     /// By record.
-    links: Box<[Link]>,
-    /// Flows by queue index, then class.
-    flows: Vec<[Flow; 3]>,
-    classes: [ClassList; 3],
-    /// Requests a flow may give before the next flow has its turn.
-    quantum: u32,
-    /// What the flow at the head of each class has left of it.
-    turn_left: [u32; 3],
+    entries: Box<[Entry]>,
+    flows: Vec<Flow>,
+    ranges: RangeAllocator<u32>,
+    /// The flows of each queue.
+    queues: Vec<Range<u32>>,
+    sessions: Slab<Session>,
+    fair: [Fair; 3],
+    /// Requests waiting, by class.
+    waiting: [u32; 3],
 }
 
 impl ClassQueues {
-    /// Queues for records `0..requests_max`. `quantum` (requests, >= 1) is how many a flow gives before the next one.
-    pub fn new(requests_max: u32, quantum: u32) -> Self {
-        let list = ClassList { head: NIL, tail: NIL, len: 0 };
-        let quantum = quantum.max(1);
+    /// Queues for records `0..requests_max`.
+    pub fn new(requests_max: u32) -> Self {
+        let entry = Entry { next: NIL, prev: NIL, flow: NIL, bytes: 0, class: Class::Read, unpaid: false };
         Self {
-            links: vec![Link { next: NIL, prev: NIL }; requests_max as usize].into(),
+            entries: vec![entry; requests_max as usize].into(),
             flows: Vec::new(),
-            classes: [list; 3],
-            quantum,
-            turn_left: [quantum; 3],
+            ranges: RangeAllocator::new(0..0),
+            queues: Vec::new(),
+            sessions: Slab::new(),
+            fair: std::array::from_fn(|_| Fair::default()),
+            waiting: [0; 3],
         }
     }
 
-    /// Makes room for the flows of queue `queue`, which must have none waiting.
-    pub fn add_queue(&mut self, queue: u32) {
-        let index = queue as usize;
-        if self.flows.len() <= index {
-            self.flows.resize(index + 1, [EMPTY; 3]);
-        }
+    // ---- sessions and queues
+
+    /// Takes a session in; returns its key.
+    pub fn add_session(&mut self, weight: u32) -> u32 {
+        let empty = FlowList { head: NIL, tail: NIL };
+        let session = Session { flows: [empty; 3], queues: 0, limit: None, group: None };
+        let key = self.sessions.insert(session) as u32;
+        self.fair.iter_mut().for_each(|fair| fair.add(key, weight));
+        key
     }
 
-    /// Requests waiting in `class`.
+    /// Changes the weight of a session, for what it issues from now on.
+    pub fn set_weight(&mut self, session: u32, weight: u32) {
+        self.fair.iter_mut().for_each(|fair| fair.set_weight(session, weight));
+    }
+
+    /// Changes which limits hold for a session.
+    pub(crate) fn set_limits(&mut self, session: u32, limit: Option<LimitKey>, group: Option<LimitKey>) {
+        let session = &mut self.sessions[session as usize];
+        (session.limit, session.group) = (limit, group);
+    }
+
+    /// Makes the flows of queue `queue` of a session. `volumes` are those its requests may name.
+    pub fn add_queue(&mut self, queue: u32, session: u32, volumes: &[Option<VolumeId>]) {
+        let count = (volumes.len() as u32 + 1) * STREAMS;
+        let range = match self.ranges.allocate_range(count) {
+            Ok(range) => range,
+            Err(_) => {
+                self.ranges.grow_to(self.flows.len() as u32 + count);
+                let Ok(range) = self.ranges.allocate_range(count) else {
+                    unreachable!("it was made room for")
+                };
+                range
+            }
+        };
+        let classes = [Class::Prio, Class::Prio, Class::Read, Class::Write];
+        let made = volumes.iter().chain([&None]).flat_map(|volume| {
+            classes.into_iter().enumerate().map(|(stream, class)| Flow {
+                head: NIL,
+                tail: NIL,
+                next: NIL,
+                prev: NIL,
+                len: 0,
+                session,
+                volume: volume.map_or(NIL, |volume| volume.0),
+                state: State::Open,
+                class,
+                writes: stream % 2 == 1,
+            })
+        });
+        for (id, flow) in range.clone().zip(made) {
+            match self.flows.get_mut(id as usize) {
+                Some(place) => *place = flow,
+                None => self.flows.push(flow),
+            }
+        }
+        if self.queues.len() <= queue as usize {
+            self.queues.resize(queue as usize + 1, 0..0);
+        }
+        self.queues[queue as usize] = range;
+        self.sessions[session as usize].queues += 1;
+    }
+
+    /// Forgets a queue that has nothing waiting; with its last queue a session goes, whose key this returns.
+    pub fn remove_queue(&mut self, queue: u32) -> Option<u32> {
+        let range = std::mem::take(self.queues.get_mut(queue as usize)?);
+        if range.is_empty() {
+            return None;
+        }
+        let key = self.flows[range.start as usize].session;
+        self.ranges.free_range(range);
+        let session = &mut self.sessions[key as usize];
+        session.queues -= 1;
+        if session.queues > 0 {
+            return None;
+        }
+        self.sessions.remove(key as usize);
+        Some(key)
+    }
+
+    // ---- what waits
+
+    /// Requests waiting in `class`, those among them that must wait for something else than their turn.
     pub fn len(&self, class: Class) -> u32 {
-        self.classes[class.index()].len
+        self.waiting[class.index()]
     }
 
     /// Nothing waits in any class.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.classes.iter().all(|list| list.len == 0)
+        self.waiting == [0; 3]
     }
 
-    /// Which classes have requests waiting, by class index.
+    /// Which classes have requests that may be served, by class index.
+    #[inline]
     pub fn backlog(&self) -> [bool; 3] {
-        self.classes.map(|list| list.len > 0)
+        self.fair.each_ref().map(|fair| !fair.is_empty())
     }
 
-    /// Appends a record.
-    pub fn push_back(&mut self, class: Class, queue: u32, record: u32) {
-        let flow = &mut self.flows[queue as usize][class.index()];
-        self.links[record as usize] = Link { next: NIL, prev: flow.tail };
+    /// Makes a record that of a new request; [`Self::push_back`] it when nothing but its turn holds it back.
+    pub fn arrive(&mut self, record: u32, arrival: &Arrival) {
+        let flow = self.flow_of(arrival);
+        let Arrival { class, bytes, limited, .. } = *arrival;
+        self.entries[record as usize] = Entry { next: NIL, prev: NIL, flow, bytes, class, unpaid: limited };
+    }
+
+    /// Both at once.
+    #[inline]
+    pub fn push_new(&mut self, record: u32, arrival: &Arrival) {
+        let id = self.flow_of(arrival);
+        let Arrival { class, bytes, limited, .. } = *arrival;
+        let prev = self.append(record, id);
+        self.entries[record as usize] = Entry { next: NIL, prev, flow: id, bytes, class, unpaid: limited };
+    }
+
+    #[inline]
+    fn flow_of(&self, arrival: &Arrival) -> u32 {
+        let range = &self.queues[arrival.queue as usize];
+        let stream = match arrival.class {
+            Class::Prio => u32::from(arrival.writes),
+            Class::Read => 2,
+            Class::Write => 3,
+        };
+        stream
+            + match arrival.volume {
+                Some(volume) => range.start + u32::from(volume) * STREAMS,
+                None => range.end - STREAMS,
+            }
+    }
+
+    /// Links the neighbours and the flow of a record that is the last now; returns the one before it.
+    #[inline]
+    fn append(&mut self, record: u32, id: u32) -> u32 {
+        let flow = &mut self.flows[id as usize];
         let tail = std::mem::replace(&mut flow.tail, record);
         flow.len += 1;
+        self.waiting[flow.class.index()] += 1;
         if flow.len > 1 {
-            self.links[tail as usize].next = record;
+            self.entries[tail as usize].next = record;
         } else {
             flow.head = record;
-            self.link_last(class, queue);
+            self.link(id);
         }
-        self.classes[class.index()].len += 1;
+        tail
     }
 
-    /// Puts back a record that the driver had no room for, or the rest of a short transfer: it is next in its class.
-    pub fn push_front(&mut self, class: Class, queue: u32, record: u32) {
-        let flow = &mut self.flows[queue as usize][class.index()];
-        self.links[record as usize] = Link { next: flow.head, prev: NIL };
+    /// Class of a request that has arrived.
+    #[inline]
+    pub fn class(&self, record: u32) -> Class {
+        self.entries[record as usize].class
+    }
+
+    /// Appends a record to its flow.
+    #[inline]
+    pub fn push_back(&mut self, record: u32) {
+        let prev = self.append(record, self.entries[record as usize].flow);
+        let entry = &mut self.entries[record as usize];
+        (entry.next, entry.prev) = (NIL, prev);
+    }
+
+    /// Puts a record before the others of its flow: it goes on, and is charged again. A flow that was shut is open then.
+    pub fn push_front(&mut self, record: u32) {
+        let id = self.insert_front(record);
+        let flow = self.flows[id as usize];
+        if flow.state == State::Shut {
+            self.flows[id as usize].state = State::Open;
+            self.link(id);
+        } else if flow.len == 1 {
+            self.link(id);
+        }
+    }
+
+    fn insert_front(&mut self, record: u32) -> u32 {
+        let id = self.entries[record as usize].flow;
+        let flow = &mut self.flows[id as usize];
+        let entry = &mut self.entries[record as usize];
+        (entry.next, entry.prev) = (flow.head, NIL);
         match flow.len {
             0 => flow.tail = record,
-            _ => self.links[flow.head as usize].prev = record,
+            _ => self.entries[flow.head as usize].prev = record,
         }
         flow.head = record;
         flow.len += 1;
-        if flow.len == 1 {
-            self.link_first(class, queue);
-        }
-        self.classes[class.index()].len += 1;
+        self.waiting[flow.class.index()] += 1;
+        id
     }
 
-    /// Takes the next record of `class`, with its queue.
-    pub fn pop(&mut self, class: Class) -> Option<(u32, u32)> {
-        let c = class.index();
-        let queue = self.classes[c].head;
-        if queue == NIL {
-            return None;
-        }
-        let flow = &mut self.flows[queue as usize][c];
-        let record = flow.head;
-        flow.head = self.links[record as usize].next;
+    /// Takes the next record of `class`, and charges its session.
+    #[inline]
+    pub fn pop(&mut self, class: Class) -> Option<Pick> {
+        let session = self.fair[class.index()].first()?;
+        let flow = self.sessions[session as usize].flows[class.index()].head;
+        Some(self.take_first(flow))
+    }
+
+    /// The record that is next in the flow of one that was just popped.
+    #[inline]
+    pub fn next_of_flow(&self, record: u32) -> Option<u32> {
+        let flow = &self.flows[self.entries[record as usize].flow as usize];
+        (flow.len > 0 && flow.state == State::Open).then_some(flow.head)
+    }
+
+    /// Takes a record that is the first of its open flow, out of its turn, and charges its session.
+    #[inline]
+    pub fn take(&mut self, record: u32) -> Pick {
+        let flow = self.entries[record as usize].flow;
+        debug_assert_eq!(self.flows[flow as usize].head, record);
+        self.take_first(flow)
+    }
+
+    #[inline]
+    fn take_first(&mut self, id: u32) -> Pick {
+        let flow = &mut self.flows[id as usize];
+        let (record, session, class) = (flow.head, flow.session, flow.class);
+        let entry = &self.entries[record as usize];
+        let cost = cost_of(entry.bytes);
+        flow.head = entry.next;
         flow.len -= 1;
-        let emptied = flow.len == 0;
-        self.classes[c].len -= 1;
-        self.turn_left[c] -= 1;
-        if emptied || self.turn_left[c] == 0 {
-            self.unlink_first(class);
-            if !emptied {
-                self.link_last(class, queue);
-            }
+        let (emptied, next) = (flow.len == 0, flow.next);
+        self.waiting[class.index()] -= 1;
+        self.fair[class.index()].charge(session, cost);
+        if emptied {
+            self.unlink(id);
+        } else if next != NIL {
+            self.rotate(id);
         }
-        Some((queue, record))
+        Pick { record, class, cost }
     }
 
-    /// Puts back a record that must wait, and with it its flow, behind the other flows of its class.
-    pub fn pass_over(&mut self, class: Class, queue: u32, record: u32) {
-        self.push_front(class, queue, record);
-        if self.classes[class.index()].head == queue {
-            self.unlink_first(class);
-            self.link_last(class, queue);
+    /// Undoes [`Self::pop`] or [`Self::take`].
+    pub fn put_back(&mut self, record: u32) {
+        self.refund(record);
+        let id = self.insert_front(record);
+        if self.flows[id as usize].len == 1 {
+            self.link(id);
         }
     }
 
-    /// Takes a record of one queue, whatever its class: for a session that ends.
-    pub fn pop_of_queue(&mut self, queue: u32) -> Option<(Class, u32)> {
-        let class = Class::ALL.into_iter().find(|class| self.flows[queue as usize][class.index()].len > 0)?;
-        let flow = &mut self.flows[queue as usize][class.index()];
-        let record = flow.head;
-        self.remove(class, queue, record);
-        Some((class, record))
+    /// Undoes [`Self::pop`], and shuts the flow until [`Self::reopen`]: what is its first must wait.
+    pub fn shut(&mut self, record: u32) {
+        self.refund(record);
+        let id = self.insert_front(record);
+        let flow = &mut self.flows[id as usize];
+        flow.state = State::Shut;
+        if flow.len > 1 {
+            self.unlink(id);
+        }
     }
 
-    /// Takes out a record that waits in this class and queue, wherever it stands.
-    pub fn remove(&mut self, class: Class, queue: u32, record: u32) {
-        let flow = &mut self.flows[queue as usize][class.index()];
-        let Link { next, prev } = self.links[record as usize];
+    /// A record that was popped was not served.
+    pub fn refund(&mut self, record: u32) {
+        let entry = &self.entries[record as usize];
+        let flow = &self.flows[entry.flow as usize];
+        self.fair[flow.class.index()].refund(flow.session, cost_of(entry.bytes));
+    }
+
+    /// The flow of a record may be served again; false if it was not shut.
+    pub fn reopen(&mut self, record: u32) -> bool {
+        let id = self.entries[record as usize].flow;
+        let flow = &mut self.flows[id as usize];
+        if flow.state == State::Open {
+            return false;
+        }
+        flow.state = State::Open;
+        if flow.len > 0 {
+            self.link(id);
+        }
+        true
+    }
+
+    /// The first record of the flow of this one, if the flow is shut.
+    pub fn shut_head(&self, record: u32) -> Option<u32> {
+        let flow = &self.flows[self.entries[record as usize].flow as usize];
+        (flow.state == State::Shut).then_some(flow.head)
+    }
+
+    /// Any record that waits in a queue.
+    pub fn first_of_queue(&self, queue: u32) -> Option<u32> {
+        let range = self.queues.get(queue as usize)?;
+        let flows = &self.flows[range.start as usize..range.end as usize];
+        flows.iter().find(|flow| flow.len > 0).map(|flow| flow.head)
+    }
+
+    /// Takes out a record that waits, wherever it stands, and charges nobody. A flow that was shut is open then.
+    pub fn remove(&mut self, record: u32) {
+        let Entry { next, prev, flow: id, .. } = self.entries[record as usize];
+        let flow = &mut self.flows[id as usize];
         if flow.head == record {
             flow.head = next;
         } else {
-            self.links[prev as usize].next = next;
+            self.entries[prev as usize].next = next;
         }
         if flow.tail == record {
             flow.tail = prev;
         } else {
-            self.links[next as usize].prev = prev;
+            self.entries[next as usize].prev = prev;
         }
         flow.len -= 1;
-        self.classes[class.index()].len -= 1;
-        if flow.len == 0 {
-            self.unlink(class, queue);
+        self.waiting[flow.class.index()] -= 1;
+        let (len, state) = (flow.len, flow.state);
+        match state {
+            State::Shut => {
+                self.reopen(record);
+            }
+            State::Open if len == 0 => self.unlink(id),
+            State::Open => {}
         }
     }
 
-    fn link_last(&mut self, class: Class, queue: u32) {
-        let c = class.index();
-        let list = &mut self.classes[c];
-        let flow = &mut self.flows[queue as usize][c];
+    /// Who has to let a record pass; `None` if nobody has.
+    pub(crate) fn payer(&self, record: u32) -> Option<Payer> {
+        let entry = &self.entries[record as usize];
+        if !entry.unpaid {
+            return None;
+        }
+        let flow = &self.flows[entry.flow as usize];
+        let session = &self.sessions[flow.session as usize];
+        let cost = Cost { writes: flow.writes, bytes: entry.bytes };
+        Some(Payer { volume: flow.volume, session: session.limit, group: session.group, cost })
+    }
+
+    /// Limits have let a record pass, once and for all.
+    pub(crate) fn paid(&mut self, record: u32) {
+        self.entries[record as usize].unpaid = false;
+    }
+
+    // ---- the lists of sessions
+
+    #[inline]
+    fn link(&mut self, id: u32) {
+        let flow = &mut self.flows[id as usize];
+        let class = flow.class.index();
+        let list = &mut self.sessions[flow.session as usize].flows[class];
         (flow.next, flow.prev) = (NIL, list.tail);
-        if list.head == NIL {
-            list.head = queue;
-            self.turn_left[c] = self.quantum;
+        let session = flow.session;
+        let tail = std::mem::replace(&mut list.tail, id);
+        if tail == NIL {
+            list.head = id;
+            self.fair[class].join(session);
         } else {
-            self.flows[list.tail as usize][c].next = queue;
+            self.flows[tail as usize].next = id;
         }
-        list.tail = queue;
     }
 
-    fn link_first(&mut self, class: Class, queue: u32) {
-        let c = class.index();
-        let list = &mut self.classes[c];
-        let flow = &mut self.flows[queue as usize][c];
-        (flow.next, flow.prev) = (list.head, NIL);
-        if list.head == NIL {
-            list.tail = queue;
-        } else {
-            self.flows[list.head as usize][c].prev = queue;
+    #[inline]
+    fn unlink(&mut self, id: u32) {
+        let Flow { next, prev, session, class, .. } = self.flows[id as usize];
+        let list = &mut self.sessions[session as usize].flows[class.index()];
+        match prev {
+            NIL => list.head = next,
+            _ => self.flows[prev as usize].next = next,
         }
-        list.head = queue;
-        self.turn_left[c] = self.quantum;
+        match next {
+            NIL => list.tail = prev,
+            _ => self.flows[next as usize].prev = prev,
+        }
+        if prev == NIL && next == NIL {
+            self.fair[class.index()].leave(session);
+        }
     }
 
-    fn unlink_first(&mut self, class: Class) {
-        self.unlink(class, self.classes[class.index()].head);
-    }
-
-    fn unlink(&mut self, class: Class, queue: u32) {
-        let c = class.index();
-        let list = &mut self.classes[c];
-        let Flow { next, prev, .. } = self.flows[queue as usize][c];
-        if list.head == queue {
-            list.head = next;
-            self.turn_left[c] = self.quantum;
-        } else {
-            self.flows[prev as usize][c].next = next;
+    /// Another flow of the session is next. There are others.
+    fn rotate(&mut self, id: u32) {
+        let Flow { next, prev, session, class, .. } = self.flows[id as usize];
+        if prev != NIL {
+            return; // it was taken out of its turn
         }
-        if list.tail == queue {
-            list.tail = prev;
-        } else {
-            self.flows[next as usize][c].prev = prev;
-        }
+        let list = &mut self.sessions[session as usize].flows[class.index()];
+        list.head = next;
+        let tail = std::mem::replace(&mut list.tail, id);
+        self.flows[next as usize].prev = NIL;
+        self.flows[tail as usize].next = id;
+        let flow = &mut self.flows[id as usize];
+        (flow.next, flow.prev) = (NIL, tail);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn a_flow_gives_way_after_its_quantum() {
-        let mut queues = ClassQueues::new(16, 2);
-        queues.add_queue(0);
-        queues.add_queue(1);
-        for record in 0..5 {
-            queues.push_back(Class::Read, 0, record);
-        }
-        queues.push_back(Class::Read, 1, 10);
-        queues.push_back(Class::Read, 1, 11);
-        let order: Vec<u32> =
-            std::iter::from_fn(|| queues.pop(Class::Read)).map(|(_, record)| record).collect();
-        assert_eq!(order, [0, 1, 10, 11, 2, 3, 4]);
-    }
-
-    #[test]
-    fn put_back_is_next() {
-        let mut queues = ClassQueues::new(8, 1);
-        queues.add_queue(0);
-        queues.add_queue(1);
-        queues.push_back(Class::Write, 0, 0);
-        queues.push_back(Class::Write, 0, 1);
-        queues.push_back(Class::Write, 1, 2);
-        let (queue, record) = queues.pop(Class::Write).unwrap();
-        assert_eq!((queue, record), (0, 0));
-        queues.push_front(Class::Write, queue, record);
-        let rest: Vec<u32> =
-            std::iter::from_fn(|| queues.pop(Class::Write)).map(|(_, record)| record).collect();
-        assert_eq!(rest.len(), 3);
-        assert!(
-            rest.iter().position(|r| *r == 0) < rest.iter().position(|r| *r == 1),
-            "FIFO within the flow: {rest:?}"
-        );
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Push(u8, u32),
-        PushFront(u8, u32),
-        Pop(u8),
-        Remove(u8, u32, usize),
-        DropQueue(u32),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            4 => (0..3u8, 0..5u32).prop_map(|(class, queue)| Step::Push(class, queue)),
-            1 => (0..3u8, 0..5u32).prop_map(|(class, queue)| Step::PushFront(class, queue)),
-            4 => (0..3u8).prop_map(Step::Pop),
-            2 => (0..3u8, 0..5u32, any::<usize>())
-                .prop_map(|(class, queue, place)| Step::Remove(class, queue, place)),
-            1 => (0..5u32).prop_map(Step::DropQueue),
-        ];
-        proptest::collection::vec(step, 0..400)
-    }
-
-    proptest! {
-        /// Against a model of one `VecDeque` per flow: nothing lost, nothing doubled, FIFO within a flow, and no flow is
-        /// passed over for more than one quantum of each other flow.
-        #[test]
-        fn behaves_as_fifos(steps in steps(), quantum in 1..4u32) {
-            const RECORDS: u32 = 64;
-            let mut queues = ClassQueues::new(RECORDS, quantum);
-            (0..5).for_each(|queue| queues.add_queue(queue));
-            let mut free: Vec<u32> = (0..RECORDS).collect();
-            let mut model: Vec<[VecDeque<u32>; 3]> = (0..5).map(|_| Default::default()).collect();
-            for step in steps {
-                match step {
-                    Step::Push(class, queue) => if let Some(record) = free.pop() {
-                        queues.push_back(Class::ALL[class as usize], queue, record);
-                        model[queue as usize][class as usize].push_back(record);
-                    },
-                    Step::PushFront(class, queue) => if let Some(record) = free.pop() {
-                        queues.push_front(Class::ALL[class as usize], queue, record);
-                        model[queue as usize][class as usize].push_front(record);
-                    },
-                    Step::Pop(class) => match queues.pop(Class::ALL[class as usize]) {
-                        Some((queue, record)) => {
-                            prop_assert_eq!(model[queue as usize][class as usize].pop_front(), Some(record));
-                            free.push(record);
-                        }
-                        None => prop_assert!(model.iter().all(|flows| flows[class as usize].is_empty())),
-                    },
-                    Step::Remove(class, queue, place) => {
-                        let flow = &mut model[queue as usize][class as usize];
-                        if !flow.is_empty() {
-                            let record = flow.remove(place % flow.len()).unwrap();
-                            queues.remove(Class::ALL[class as usize], queue, record);
-                            free.push(record);
-                        }
-                    }
-                    Step::DropQueue(queue) => {
-                        while let Some((class, record)) = queues.pop_of_queue(queue) {
-                            prop_assert_eq!(model[queue as usize][class.index()].pop_front(), Some(record));
-                            free.push(record);
-                        }
-                        prop_assert!(model[queue as usize].iter().all(VecDeque::is_empty));
-                    }
-                }
-                for class in Class::ALL {
-                    let waiting: usize = model.iter().map(|flows| flows[class.index()].len()).sum();
-                    prop_assert_eq!(queues.len(class) as usize, waiting);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -62,6 +62,11 @@ pub struct SessionSpec {
     /// Features granted, of [`FEATURES`] and `resume` (the session may be left to the next daemon): bits of [`ferrio_shm::abi::features`]. What needs another one answers
     /// `EOPNOTSUPP`.
     pub features: u64,
+    /// Share that the session has of each class, beside others: 1 to 1000, [`crate::scheduler::fair::DEFAULT_WEIGHT`] if
+    /// nothing speaks for another.
+    pub weight: u32,
+    /// Group whose limit holds for it too.
+    pub group: Option<String>,
     /// Called once, from the I/O thread, when the session's rings break the protocol. Must not block.
     pub on_fault: Box<dyn FnOnce(String) + Send>,
 }
@@ -323,7 +328,7 @@ fn needs(op: Opcode) -> u64 {
 }
 
 /// The operation changes what a volume holds.
-fn writes(op: Opcode) -> bool {
+pub(crate) fn writes(op: Opcode) -> bool {
     use Opcode::{CompareAndWrite, Discard, Write, WriteZeroes, Writev};
     matches!(op, Write | Writev | Discard | WriteZeroes | CompareAndWrite)
 }

@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ferrio_driver::{DriverInfo, Segment, SubmitHalf, Tag};
 use ferrio_shm::{
-    abi::{errno, features, limits},
+    abi::{Opcode, errno, features, limits},
     entry::Sqe,
     ring::RingFault,
 };
@@ -31,10 +31,10 @@ use crate::{
     kill_point,
     locks::Locks,
     order::Order,
-    queue::{Class, ClassQueues},
+    queue::{Arrival, Class},
     request::{Accepted, Stage},
     scheduler::{Budgets, Scheduler},
-    session::Checked,
+    session::{Checked, has_volume, writes},
     shares::Shares,
     stats::Shared,
     table::{Ended, Sessions},
@@ -44,8 +44,6 @@ use crate::{
 
 /// SQEs taken from one queue before the next queue has its turn.
 const TAKE_BATCH: u32 = 64;
-/// Requests a session queue may issue in a class before the next one has its turn.
-const QUANTUM: u32 = 16;
 /// How often a busy Submitter looks for sessions that were asleep.
 const DOORBELL_INTERVAL: Nanos = 25 * MICROSECOND;
 /// How long a queue is polled in vain before it has to ring again.
@@ -72,8 +70,9 @@ pub struct Submitter<S> {
     shares: Shares,
     /// Of the vectored request that is being submitted.
     segments: Vec<Segment>,
-    classes: ClassQueues,
     scheduler: Scheduler,
+    /// Of this turn.
+    now: Nanos,
     /// Free records.
     free: Vec<u32>,
     /// Requests accepted so far: the order of acceptance.
@@ -146,8 +145,8 @@ impl<S: SubmitHalf> Submitter<S> {
             bell: parts.bell,
             poller: parts.poller,
             inbox: parts.inbox,
-            classes: ClassQueues::new(requests_max, QUANTUM),
-            scheduler: Scheduler::new(parts.budgets),
+            scheduler: Scheduler::new(requests_max, parts.depth, parts.budgets),
+            now: 0,
             free: (dormant.records()..requests_max).rev().collect(),
             sequence: parts.sequence,
             first: 0,
@@ -189,6 +188,7 @@ impl<S: SubmitHalf> Submitter<S> {
     /// One pass over stages 2 to 6. Returns how much was done; 0 means nothing was there.
     pub fn turn(&mut self, now: Nanos) -> u32 {
         self.shared.submitter_turns.add(1);
+        self.now = now;
         let mut work = self.take_commands();
         work += self.take_returns();
         if now.saturating_sub(self.doorbells_seen) >= DOORBELL_INTERVAL {
@@ -342,7 +342,7 @@ impl<S: SubmitHalf> Submitter<S> {
         request.accept(&accepted);
         self.shared.count_accepted(&queue.shared, class);
         match checked {
-            Ok(_) if !rights.has(TRACKED) => self.classes.push_back(class, slot, record),
+            Ok(_) if !rights.has(TRACKED) => self.scheduler.push_new(record, &arrival(slot, class, sqe)),
             Ok(_) => self.track(record, sqe, chain.unwrap_or(None), now),
             Err(errno) => {
                 if errno == errno::ECANCELED {
@@ -429,6 +429,7 @@ impl<S: SubmitHalf> Submitter<S> {
     fn release(&mut self, record: u32, tag: Tag) {
         self.driver.release(tag);
         self.shares.give_back(record);
+        self.scheduler.completed(record, self.now);
     }
 
     fn issue_again(&mut self, record: u32) {
@@ -514,6 +515,7 @@ impl<S: SubmitHalf> Submitter<S> {
     fn end(&mut self, ended: Ended) {
         for slot in &ended.slots {
             self.order.remove_queue(*slot);
+            self.scheduler.close_queue(*slot);
         }
         self.sessions.dismantle(&mut self.driver, ended, &self.link);
         if let Some(poller) = &self.poller {
@@ -534,7 +536,7 @@ impl<S: SubmitHalf> Submitter<S> {
             self.fault_marked();
             return Ok(());
         }
-        let idle = self.classes.is_empty()
+        let idle = self.scheduler.is_empty()
             && !self.sessions.waits_for_returns()
             && !self.volumes.waits_for_requests()
             && self.order.held() == 0
@@ -555,6 +557,31 @@ impl<S: SubmitHalf> Submitter<S> {
         self.sessions.resume(now);
         self.sessions.collect_doorbells(&self.bell, now);
         outcome
+    }
+}
+
+/// How a request that passed its checks is scheduled.
+#[inline]
+fn arrival(queue: u32, class: Class, sqe: &Sqe) -> Arrival {
+    let (read, write) = (sqe.op == Opcode::Read as u8, sqe.op == Opcode::Write as u8);
+    if read || write {
+        let bytes = sqe.length as u32; // at most DATA_BYTES_MAX, as was checked
+        return Arrival { queue, volume: Some(sqe.volume), class, writes: write, bytes, limited: true };
+    }
+    arrival_of_others(queue, class, sqe)
+}
+
+#[inline(never)]
+fn arrival_of_others(queue: u32, class: Class, sqe: &Sqe) -> Arrival {
+    let Ok(op) = Opcode::try_from(sqe.op) else { unreachable!("checked opcode {}", sqe.op) };
+    let moves_data = matches!(op, Opcode::Readv | Opcode::Writev | Opcode::CompareAndWrite);
+    Arrival {
+        queue,
+        volume: has_volume(op).then_some(sqe.volume),
+        class,
+        writes: writes(op) || op == Opcode::Flush,
+        bytes: if moves_data { sqe.length as u32 } else { 0 },
+        limited: moves_data || writes(op),
     }
 }
 

@@ -151,11 +151,6 @@ impl Sessions {
         &self.epoll
     }
 
-    /// How many queues there are.
-    pub fn queues(&self) -> usize {
-        self.queues.len() - self.free_slots.len()
-    }
-
     /// Name of the engine.
     pub fn name(&self) -> &str {
         &self.name

@@ -17,6 +17,11 @@ const SLOTS: usize = 1 << SLOT_BITS;
 /// Nanoseconds in a tick, as a power of two.
 const TICK_BITS: u32 = 20;
 
+/// When a deadline is found to have passed.
+pub(crate) fn fires_at(deadline: Nanos) -> Nanos {
+    deadline.div_ceil(1 << TICK_BITS).saturating_mul(1 << TICK_BITS)
+}
+
 /// Longest time that a deadline may lie ahead, nanoseconds: u32 microseconds are less.
 const _: () = assert!((u32::MAX as u64 * 1000) >> TICK_BITS < 1 << (SLOT_BITS * LEVELS as u32 - 1));
 
@@ -88,10 +93,10 @@ impl Timers {
         self.next = self.next.min(at << TICK_BITS);
     }
 
-    /// Forgets the deadline of a record, if it has one.
-    pub fn remove(&mut self, record: u32) {
+    /// Forgets the deadline of a record; false if it has none.
+    pub fn remove(&mut self, record: u32) -> bool {
         match self.timers[record as usize].place {
-            Place::Out => return,
+            Place::Out => return false,
             Place::Expired => self.links.remove(&mut self.expired, record),
             Place::Slot(level, slot) => {
                 let level = &mut self.levels[usize::from(level)];
@@ -103,6 +108,7 @@ impl Timers {
             }
         }
         self.forget(record);
+        true
     }
 
     /// Takes a record whose deadline has passed. Call until there is none.
@@ -123,6 +129,16 @@ impl Timers {
         }
         let record = self.links.pop_front(&mut self.expired)?;
         self.forget(record);
+        Some(record)
+    }
+
+    /// Takes any record that has a deadline.
+    pub fn pop_any(&mut self) -> Option<u32> {
+        let record = self.expired.first().or_else(|| {
+            let (level, slot, _) = self.next_slot()?;
+            self.levels[level].slots[slot].first()
+        })?;
+        self.remove(record);
         Some(record)
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ferrio_engine::{EngineError, Grant, QueueAttach, Resumed, SessionSpec, kill_point};
+use ferrio_engine::{DEFAULT_WEIGHT, EngineError, Grant, QueueAttach, Resumed, SessionSpec, kill_point};
 use ferrio_shm::doorbell::DoorbellRx;
 use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
 use ferrio_shm::peer::PeerIdentity;
@@ -192,6 +192,8 @@ impl Sessions {
             regions: session.regions.iter().map(|(index, region)| (*index, region.region.clone())).collect(),
             grants: grants.collect(),
             features: session.plan.features,
+            weight: DEFAULT_WEIGHT,
+            group: None,
             on_fault: Box::new(move |reason| {
                 // The receiver goes away with the daemon only.
                 let _ = notices.send(Notice::Fault { session_id, place, reason });

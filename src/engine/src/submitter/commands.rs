@@ -7,7 +7,8 @@ use super::Submitter;
 use crate::{
     config::EngineError,
     inject::{Command, IoThread},
-    session::VolumeId,
+    scheduler::{Scope, Setting, limits::Limit},
+    session::{SessionSpec, VolumeId},
     table::Opening,
 };
 
@@ -21,6 +22,8 @@ impl<S: SubmitHalf> Submitter<S> {
                     let added = self.volumes.add(self.sessions.name(), &mut self.driver, target);
                     if let Ok(id) = &added {
                         self.locks.add_volume(*id);
+                        // The id may have been that of a volume that had one.
+                        self.scheduler.set_limit(Scope::Volume(*id), &Limit::default(), self.now);
                         if let Ok(file) = self.volumes.file(self.sessions.name(), *id) {
                             self.shares.add_volume(file);
                         }
@@ -48,7 +51,7 @@ impl<S: SubmitHalf> Submitter<S> {
                     reply(self.sessions.remove_region(&mut self.driver, session_id, index));
                 }
                 Command::OpenSession { spec, shared, reply } => {
-                    let (granted, volumes) = (spec.features, spec.grants.len());
+                    let opening = Scheduled::of(&spec);
                     let opened = self.sessions.open(
                         &mut self.driver,
                         &self.volumes,
@@ -56,7 +59,7 @@ impl<S: SubmitHalf> Submitter<S> {
                         &self.journal,
                         &self.link,
                     );
-                    reply(opened.map(|slots| self.add_queues(&slots, granted, volumes)));
+                    reply(opened.map(|slots| self.add_queues(&slots, &opening)));
                 }
                 Command::ResumeSession { spec, shared, reply } => reply(self.resume_session(*spec, shared)),
                 Command::ForgetSession { session_id, reply } => reply(Ok(self.forget_session(session_id))),
@@ -75,10 +78,32 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     /// The queues of a session were opened.
-    pub(super) fn add_queues(&mut self, slots: &[u32], granted: u64, volumes: usize) {
-        slots.iter().for_each(|slot| self.classes.add_queue(*slot));
-        if granted & features::ORDER != 0 {
-            slots.iter().for_each(|slot| self.order.add_queue(*slot, volumes));
+    pub(super) fn add_queues(&mut self, slots: &[u32], opened: &Scheduled) {
+        let Scheduled { session_id, weight, ref group, ref volumes, features } = *opened;
+        self.scheduler.open_session(session_id, weight, group.as_deref(), slots, volumes);
+        if features & features::ORDER != 0 {
+            slots.iter().for_each(|slot| self.order.add_queue(*slot, volumes.len()));
+        }
+    }
+}
+
+/// What the scheduler and order know of a session.
+pub(super) struct Scheduled {
+    session_id: u64,
+    weight: u32,
+    group: Option<String>,
+    volumes: Vec<Option<VolumeId>>,
+    features: u64,
+}
+
+impl Scheduled {
+    pub fn of(spec: &SessionSpec) -> Self {
+        Self {
+            session_id: spec.session_id,
+            weight: spec.weight,
+            group: spec.group.clone(),
+            volumes: spec.grants.iter().map(|grant| grant.map(|grant| grant.volume)).collect(),
+            features: spec.features,
         }
     }
 }
@@ -102,5 +127,9 @@ impl<S: SubmitHalf> IoThread for Submitter<S> {
 
     fn faults(&self, volume: VolumeId) -> Result<Option<FaultStatus>, EngineError> {
         Submitter::faults(self, volume)
+    }
+
+    fn set_schedule(&mut self, setting: Setting) -> Result<(), EngineError> {
+        Submitter::set_schedule(self, setting)
     }
 }

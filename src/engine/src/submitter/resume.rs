@@ -8,7 +8,7 @@ use ferrio_shm::{
     entry::Cqe,
 };
 
-use super::{REFUSED, Submitter, waiting::TRACKED};
+use super::{REFUSED, Submitter, arrival, commands::Scheduled, waiting::TRACKED};
 use crate::{
     clock::{self, Nanos},
     config::EngineError,
@@ -29,7 +29,7 @@ impl<S: SubmitHalf> Submitter<S> {
     ) -> Result<Resumed, EngineError> {
         let session_id = spec.session_id;
         let places = self.places_for(&spec)?;
-        let (granted, volumes) = (spec.features, spec.grants.len());
+        let scheduled = Scheduled::of(&spec);
         kill_point!("resume-opened");
         let slots = self.sessions.open(
             &mut self.driver,
@@ -39,7 +39,7 @@ impl<S: SubmitHalf> Submitter<S> {
             &self.link,
         )?;
         kill_point!("resume-reposted");
-        self.add_queues(&slots, granted, volumes);
+        self.add_queues(&slots, &scheduled);
         let Some(waiting) = self.dormant.remove(session_id) else { unreachable!("places_for() found it") };
         let mut resumed = Resumed::default();
         let mut owed = Vec::new();
@@ -186,7 +186,7 @@ impl<S: SubmitHalf> Submitter<S> {
         if tracked {
             self.track(record, &sqe, chain.unwrap_or(None), now);
         } else {
-            self.classes.push_back(request.class(), slot, record);
+            self.scheduler.push_new(record, &arrival(slot, request.class(), &sqe));
         }
         // The daemon before may have issued it: it cannot be taken back.
         self.count_issue(record);

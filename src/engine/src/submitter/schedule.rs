@@ -3,24 +3,43 @@
 use ferrio_driver::{Op, SubmitHalf};
 
 use super::{Submitter, steps::Step};
-use crate::{clock::Nanos, kill_point};
+use crate::{
+    clock::Nanos,
+    config::EngineError,
+    kill_point,
+    scheduler::{Scope, Setting},
+};
 
 impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn schedule(&mut self, now: Nanos) -> u32 {
+        if self.scheduler.is_idle() {
+            return 0;
+        }
+        self.scheduler.begin_pass(now);
+        let submitted = self.submit_next(now);
+        if self.driver.staged() > 0 {
+            kill_point!("before-submit");
+            self.commit();
+            kill_point!("after-submit");
+        }
+        self.scheduler.end_pass(now);
+        submitted
+    }
+
+    fn submit_next(&mut self, now: Nanos) -> u32 {
         let mut submitted = 0;
-        let mut passed_over = [0; 3];
         let mut op = Op::NOP;
-        while let Some(slot) = if self.classes.is_empty() { None } else { self.driver.reserve() } {
-            let Some(class) = self.scheduler.next(self.backlog(&passed_over)) else {
+        while let Some(slot) = if self.scheduler.is_empty() { None } else { self.driver.reserve() } {
+            let Some(pick) = self.scheduler.next(now) else {
                 self.driver.cancel_reserved(slot);
                 break;
             };
-            let Some((queue, record)) = self.classes.pop(class) else {
-                unreachable!("the backlog said {class:?}")
-            };
+            let record = pick.record;
+            let queue = self.shared.requests[record as usize].queue();
             let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, &mut op)) {
                 Ok(Step::Held) => {
                     self.driver.cancel_reserved(slot);
+                    self.scheduler.held(pick);
                     continue;
                 }
                 Ok(step) => step,
@@ -32,38 +51,46 @@ impl<S: SubmitHalf> Submitter<S> {
             };
             if self.shares.is_used_up(&op, self.driver.in_flight()) {
                 self.driver.cancel_reserved(slot);
-                self.classes.pass_over(class, queue, record);
-                passed_over[class.index()] += 1;
+                self.scheduler.pass_over(pick);
                 continue;
             }
             self.shares.take(record, &op);
             if let Err(slot) = self.submit(slot, record, step, &op) {
                 self.driver.cancel_reserved(slot);
                 self.shares.give_back(record);
-                self.classes.push_front(class, queue, record);
+                self.scheduler.put_back(pick);
                 break;
             }
-            passed_over[class.index()] = 0;
+            self.scheduler.issued(pick, now);
             self.count_issue(record);
             submitted += 1;
-        }
-        if self.driver.staged() > 0 {
-            kill_point!("before-submit");
-            self.commit();
-            kill_point!("after-submit");
         }
         submitted
     }
 
-    /// Classes to serve: a class is left for the next turn once each of its flows may have been passed over.
-    #[inline]
-    fn backlog(&self, passed_over: &[usize; 3]) -> [bool; 3] {
-        let mut backlog = self.classes.backlog();
-        if *passed_over != [0; 3] {
-            let flows = self.sessions.queues();
-            backlog.iter_mut().zip(passed_over).for_each(|(waits, passed)| *waits &= *passed < flows);
-        }
-        backlog
+    /// Changes how requests are scheduled, from now on.
+    pub(super) fn set_schedule(&mut self, setting: Setting) -> Result<(), EngineError> {
+        setting.check()?;
+        let (done, session_id) = match setting {
+            Setting::Weight { session_id, weight } => {
+                (self.scheduler.set_weight(session_id, weight), session_id)
+            }
+            Setting::Group { session_id, group } => {
+                (self.scheduler.set_group(session_id, group.as_deref()), session_id)
+            }
+            Setting::Limit { scope, limit } => {
+                if let Scope::Volume(volume) = scope {
+                    self.volumes.file(self.sessions.name(), volume)?;
+                }
+                let session_id = if let Scope::Session(session_id) = scope { session_id } else { 0 };
+                (self.scheduler.set_limit(scope, &limit, self.now), session_id)
+            }
+            Setting::Latency(goal) => {
+                self.scheduler.set_latency_goal(goal);
+                (true, 0)
+            }
+        };
+        if done { Ok(()) } else { Err(EngineError::NoSession { session: session_id }) }
     }
 
     pub(super) fn commit(&mut self) {

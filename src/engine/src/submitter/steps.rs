@@ -321,7 +321,7 @@ impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn requeue(&mut self, record: u32) {
         let request = &self.shared.requests[record as usize];
         request.set_stage(Stage::Queued);
-        self.classes.push_front(request.class(), request.queue(), record);
+        self.scheduler.push_front(record);
     }
 
     /// The request is over, and so are its locks.
@@ -336,8 +336,7 @@ impl<S: SubmitHalf> Submitter<S> {
     fn forget_locks(&mut self, record: u32) {
         self.locks.forget(record);
         while let Some(ready) = self.locks.next_ready() {
-            let request = &self.shared.requests[ready as usize];
-            self.classes.push_front(request.class(), request.queue(), ready);
+            self.scheduler.push_front(ready);
         }
     }
 }

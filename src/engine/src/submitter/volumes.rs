@@ -105,8 +105,7 @@ impl<S: SubmitHalf> Submitter<S> {
         }
         // The last first, each before the others: so they stand as they came, and before those that came after them.
         while let Some(record) = self.fences.pop_last(volume) {
-            let request = &self.shared.requests[record as usize];
-            self.classes.push_front(request.class(), request.queue(), record);
+            self.scheduler.push_front(record);
         }
         Ok(())
     }

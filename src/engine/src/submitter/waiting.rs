@@ -12,7 +12,7 @@ use ferrio_shm::{
     entry::Sqe,
 };
 
-use super::{Effect, SLEEP_MAX, Submitter};
+use super::{Effect, SLEEP_MAX, Submitter, arrival};
 use crate::{
     cancel::Found,
     clock::Nanos,
@@ -34,6 +34,7 @@ impl<S: SubmitHalf> Submitter<S> {
         let rights = self.sessions.rights(queue);
         let (order, cancel) = (rights.has(features::ORDER), rights.has(features::CANCEL));
         let op = Opcode::try_from(sqe.op).unwrap_or(Opcode::Nop);
+        self.scheduler.arrive(record, &arrival(queue, request.class(), sqe));
         request.track(op == Opcode::Cancel);
         let free = !order || {
             let volume = has_volume(op).then_some(sqe.volume);
@@ -50,7 +51,7 @@ impl<S: SubmitHalf> Submitter<S> {
             }
         }
         if free {
-            self.classes.push_back(request.class(), queue, record);
+            self.scheduler.push_back(record);
         } else {
             self.count_held(queue);
         }
@@ -85,7 +86,7 @@ impl<S: SubmitHalf> Submitter<S> {
             } else if request.is_cancel() {
                 self.cancel(record);
             } else {
-                self.classes.push_back(request.class(), queue, record);
+                self.scheduler.push_back(record);
             }
         }
     }
@@ -126,7 +127,7 @@ impl<S: SubmitHalf> Submitter<S> {
         } else if self.order.withdraw(record) {
             self.count_held(request.queue());
         } else if !self.fences.withdraw(record) {
-            self.classes.remove(request.class(), request.queue(), record);
+            self.scheduler.remove(record);
         }
     }
 
@@ -164,15 +165,16 @@ impl<S: SubmitHalf> Submitter<S> {
     /// Takes out any request of a queue that was not issued, or whose rest was not.
     pub(super) fn pop_waiting(&mut self, queue: u32) -> Option<u32> {
         let Some(record) = self.order.pop_held(queue) else {
-            return self.classes.pop_of_queue(queue).map(|(_, record)| record);
+            return self.scheduler.pop_of_queue(queue);
         };
         self.count_held(queue);
         Some(record)
     }
 
-    /// How long the Submitter may sleep: no longer than to the next deadline.
+    /// How long the Submitter may sleep: no longer than to the next deadline, or to when a limit lets something go.
     pub(super) fn sleep_limit(&self, now: Nanos) -> Duration {
-        Duration::from_nanos(self.timers.next().saturating_sub(now)).min(SLEEP_MAX)
+        let next = self.timers.next().min(self.scheduler.wakes_at(now));
+        Duration::from_nanos(next.saturating_sub(now)).min(SLEEP_MAX)
     }
 
     pub(super) fn count(&self, record: u32, counter: impl Fn(&WaitCounters) -> &Counter) {

@@ -16,6 +16,7 @@ use ferrio_engine::{
     clock::{self, Nanos},
     engine::Threaded,
     inject::{Command, Reply},
+    scheduler::DEFAULT_WEIGHT,
     stats::{self, EngineSnapshot, QueueShared},
 };
 use ferrio_shm::{
@@ -243,6 +244,8 @@ impl<D: Driver> Rig<D> {
             regions: Vec::new(),
             grants: volumes.iter().map(|volume| Some(Grant { volume: *volume, writable: true })).collect(),
             features: self.features,
+            weight: DEFAULT_WEIGHT,
+            group: None,
             on_fault: Box::new(move |reason| *seen.lock().unwrap() = Some(reason)),
         };
         (spec, to_daemon, from_daemon)
