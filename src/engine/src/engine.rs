@@ -33,7 +33,7 @@ use crate::{
     journal::renew::{Renewed, renew},
     poller::Poller,
     pulse::{Life, Pulse},
-    scheduler::{Scope, Setting, latency::LatencyGoal, limits::Limit},
+    scheduler::{Budgets, ScheduleSnapshot, Scope, Setting, latency::LatencyGoal, limits::Limit},
     session::{SessionSpec, VolumeId},
     stats::{self, EngineSnapshot, QueueShared, Shared},
     submitter::{Parts, Submitter},
@@ -328,7 +328,7 @@ impl Engine {
     /// is not issued yet.
     ///
     /// # Errors
-    /// No such volume or session, a rate is out of range, or the engine has stopped.
+    /// No such volume or session, a rate is out of range, or the engine has stopped. A fenced volume may have a limit.
     pub fn set_limit(&self, scope: Scope, limit: Limit) -> Result<(), EngineError> {
         self.set(Setting::Limit { scope, limit })
     }
@@ -339,6 +339,23 @@ impl Engine {
     /// The goal is out of range, or the engine has stopped.
     pub fn set_latency_goal(&self, goal: LatencyGoal) -> Result<(), EngineError> {
         self.set(Setting::Latency(goal))
+    }
+
+    /// Changes what each class may take of a round of the scheduler: cost by class index, 1 to 4096 each, where a request
+    /// costs 1 for each 16 KiB begun.
+    ///
+    /// # Errors
+    /// A budget is out of range, or the engine has stopped.
+    pub fn set_budgets(&self, budgets: Budgets) -> Result<(), EngineError> {
+        self.set(Setting::Budgets(budgets))
+    }
+
+    /// How requests are scheduled now: all of one moment.
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub fn schedule(&self) -> Result<ScheduleSnapshot, EngineError> {
+        self.run(|thread| thread.schedule())
     }
 
     fn set(&self, setting: Setting) -> Result<(), EngineError> {

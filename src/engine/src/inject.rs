@@ -16,7 +16,7 @@ use crate::{
     bell::Bell,
     config::EngineError,
     dormant::Resumed,
-    scheduler::Setting,
+    scheduler::{ScheduleSnapshot, Setting},
     session::{SessionSpec, VolumeId},
     stats::QueueShared,
 };
@@ -62,6 +62,9 @@ pub trait IoThread {
     /// # Errors
     /// No such session or volume, or a value is out of its range.
     fn set_schedule(&mut self, setting: Setting) -> Result<(), EngineError>;
+
+    /// As [`Engine::schedule`](crate::Engine::schedule).
+    fn schedule(&self) -> ScheduleSnapshot;
 }
 
 /// What the Submitter can be told.

@@ -82,8 +82,9 @@ pub use engine::{DrainReport, Engine, EngineInfo};
 pub use inject::IoThread;
 pub use pulse::Pulse;
 pub use scheduler::{
-    DEFAULT_WEIGHT, Scope,
-    bucket::Rate,
+    Budgets, ClassSchedule, DEFAULT_BUDGETS, DEFAULT_WEIGHT, LatencySchedule, LimitSchedule,
+    ScheduleSnapshot, Scope, SessionSchedule, WEIGHT_MAX,
+    bucket::{RATE_MAX, Rate},
     latency::LatencyGoal,
     limits::{Limit, Split},
 };

@@ -186,6 +186,11 @@ impl ClassQueues {
         self.fair.iter_mut().for_each(|fair| fair.set_weight(session, weight));
     }
 
+    /// The weight of a session.
+    pub fn weight(&self, session: u32) -> u32 {
+        self.fair[0].weight(session)
+    }
+
     /// Changes which limits hold for a session.
     pub(crate) fn set_limits(&mut self, session: u32, limit: Option<LimitKey>, group: Option<LimitKey>) {
         let session = &mut self.sessions[session as usize];

@@ -19,6 +19,7 @@ pub mod fair;
 pub mod latency;
 pub mod limits;
 pub mod rounds;
+mod snapshot;
 
 use std::{collections::HashMap, ops::RangeInclusive};
 
@@ -31,6 +32,7 @@ use self::{
 pub use self::{
     fair::{DEFAULT_WEIGHT, WEIGHT_MAX},
     rounds::{Budgets, DEFAULT_BUDGETS},
+    snapshot::{ClassSchedule, LatencySchedule, LimitSchedule, ScheduleSnapshot, SessionSchedule},
 };
 use crate::{
     clock::Nanos,
@@ -83,6 +85,8 @@ pub enum Setting {
     },
     /// See [`Scheduler::set_latency_goal`].
     Latency(LatencyGoal),
+    /// See [`Scheduler::set_budgets`].
+    Budgets(Budgets),
 }
 
 impl Setting {
@@ -105,6 +109,9 @@ impl Setting {
             Self::Latency(LatencyGoal::Relative(percent)) => {
                 check("latency in per cent", (*percent).into(), 100..=10_000)
             }
+            Self::Budgets(budgets) => budgets
+                .iter()
+                .try_for_each(|budget| check("budget", (*budget).into(), 1..=rounds::BUDGET_MAX.into())),
             Self::Group { .. } | Self::Latency(LatencyGoal::Off) => Ok(()),
         }
     }
@@ -244,6 +251,11 @@ impl Scheduler {
     /// Says how fast prio is to be.
     pub fn set_latency_goal(&mut self, goal: LatencyGoal) {
         self.target.set_goal(goal);
+    }
+
+    /// Changes what each class may take of a round.
+    pub fn set_budgets(&mut self, budgets: Budgets) {
+        self.rounds.set_budgets(budgets);
     }
 
     fn apply_group(&mut self, name: &str) {

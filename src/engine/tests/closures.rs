@@ -6,9 +6,13 @@ use std::{sync::mpsc, thread};
 
 use common::{BLOCK, Rig, VOLUME_BYTES, request};
 use ferrio_driver::{
-    FaultEffect, FaultOps, FaultPlan, FaultRule, Target, fault::ALWAYS_PPM, null::Null, select::BackendChoice,
+    FaultEffect, FaultOps, FaultPlan, FaultRule, Outline, Target, TargetKind, fault::ALWAYS_PPM, null::Null,
+    select::BackendChoice,
 };
-use ferrio_engine::{Engine, EngineConfig, EngineError, Threads, VolumeId, inject::Command};
+use ferrio_engine::{
+    Engine, EngineConfig, EngineError, LatencyGoal, Limit, Rate, Scope, Split, Threads, VolumeId,
+    inject::Command,
+};
 use ferrio_shm::abi::{Opcode, errno};
 
 fn engine(threads: Threads) -> (Engine, tempfile::TempDir) {
@@ -110,4 +114,50 @@ fn they_see_all_of_a_batch_or_nothing() {
     assert_eq!(look(&mut rig), (10, 4), "as many as the depth are with the driver");
     assert_eq!(rig.results(&mut client, 10).len(), 10);
     assert_eq!(look(&mut rig), (0, 0));
+}
+
+fn iops(per_second: u64) -> Limit {
+    let iops = Split { total: Some(Rate::new(per_second)), ..Split::default() };
+    Limit { iops, ..Limit::default() }
+}
+
+#[test]
+fn the_schedule_is_shown_as_it_was_set_and_a_limit_goes_with_its_volume() {
+    let (engine, _directory) = engine(Threads::Auto);
+    let outline = Outline {
+        kind: TargetKind::File,
+        size_bytes: VOLUME_BYTES,
+        block_bytes: 512,
+        memory_align_bytes: 512,
+        direct: true,
+        read_only: false,
+    };
+    let volume = engine.add_volume(Target::null(VOLUME_BYTES, 512).into()).unwrap();
+    let fenced = engine.add_volume_fenced(outline).unwrap();
+    engine.set_limit(Scope::Volume(volume), iops(10)).unwrap();
+    engine.set_limit(Scope::Volume(fenced), iops(20)).unwrap();
+    engine.set_budgets([7, 8, 9]).unwrap();
+    engine.set_latency_goal(LatencyGoal::Within(2_000_000)).unwrap();
+    let shown = engine.schedule().unwrap();
+    assert_eq!(shown.classes.map(|class| class.budget), [7, 8, 9]);
+    assert_eq!(shown.latency.goal, LatencyGoal::Within(2_000_000));
+    let mut limits: Vec<_> = shown.limits.iter().map(|limit| (limit.scope.clone(), limit.limit)).collect();
+    limits.sort_by_key(|(_, limit)| limit.iops.total.unwrap().per_second);
+    assert_eq!(limits, [(Scope::Volume(volume), iops(10)), (Scope::Volume(fenced), iops(20))]);
+
+    // An id is used again.
+    for volume in [volume, fenced] {
+        let (done, removed) = common::done();
+        engine.remove_volume(volume, done);
+        removed.recv().unwrap();
+        let gone = engine.set_limit(Scope::Volume(volume), iops(30)).unwrap_err();
+        assert!(matches!(gone, EngineError::NoVolume { .. }), "{gone}");
+    }
+    assert_eq!(engine.add_volume_fenced(outline).unwrap(), fenced);
+    assert!(engine.schedule().unwrap().limits.is_empty());
+
+    let refused = engine.set_budgets([7, 0, 9]).unwrap_err();
+    assert!(refused.to_string().contains("budget 0 is not within 1 and 4096"), "{refused}");
+    engine.stop();
+    assert!(matches!(engine.schedule(), Err(EngineError::Stopped(_))));
 }

@@ -72,6 +72,11 @@ impl Fair {
         self.members[member as usize].step = SCALE / u64::from(weight.clamp(1, WEIGHT_MAX));
     }
 
+    /// The weight that was set: it is found again exactly, for [`WEIGHT_MAX`] is below the root of the scale.
+    pub fn weight(&self, member: u32) -> u32 {
+        (SCALE / self.members[member as usize].step) as u32
+    }
+
     /// Nobody has anything.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -152,6 +152,25 @@ impl LatencyTarget {
         self.cuts
     }
 
+    /// The goal.
+    pub fn goal(&self) -> LatencyGoal {
+        self.goal
+    }
+
+    /// Bulk requests that may be in the device beside prio; `None` while it is all the same. 0 in a probe.
+    pub fn cap_now(&self) -> Option<u32> {
+        match self.phase {
+            Phase::Silent => None,
+            Phase::Probing { .. } => Some(0),
+            Phase::Ramp { .. } | Phase::Hold => Some(self.cap as u32),
+        }
+    }
+
+    /// What nearly all answers to prio take without bulk, where a goal had to know it.
+    pub fn alone(&self) -> Option<Nanos> {
+        self.alone
+    }
+
     /// A request went to the device.
     #[inline]
     pub fn on_issue(&mut self, class: Class, now: Nanos) {

@@ -40,13 +40,19 @@ impl Limit {
     }
 }
 
-/// Buckets as [`Limit::rates`] has them.
+/// A limit that is set.
 #[derive(Clone, Debug, Default)]
-struct Buckets([Option<Bucket>; 6]);
+struct Buckets {
+    limit: Limit,
+    /// As [`Limit::rates`] has them.
+    buckets: [Option<Bucket>; 6],
+    throttles: u64,
+}
 
 impl Buckets {
     fn set(&mut self, limit: &Limit, now: Nanos) {
-        for (bucket, rate) in self.0.iter_mut().zip(limit.rates()) {
+        self.limit = *limit;
+        for (bucket, rate) in self.buckets.iter_mut().zip(limit.rates()) {
             match (bucket.as_mut(), rate) {
                 (Some(bucket), Some(rate)) => bucket.set(rate, now),
                 (_, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
@@ -58,7 +64,7 @@ impl Buckets {
     fn of(&mut self, cost: Cost) -> impl Iterator<Item = (&mut Bucket, u64)> {
         let others = if cost.writes { [0, 3] } else { [1, 4] };
         let takes = move |index| if index < 3 { 1 } else { u64::from(cost.bytes) };
-        let buckets = self.0.iter_mut().enumerate().filter(move |(index, _)| !others.contains(index));
+        let buckets = self.buckets.iter_mut().enumerate().filter(move |(index, _)| !others.contains(index));
         let buckets = buckets.filter_map(move |(index, bucket)| Some((bucket.as_mut()?, takes(index))));
         buckets.filter(|(_, takes)| *takes > 0)
     }
@@ -120,18 +126,27 @@ impl Limits {
             }
         }
         for key in keys.into_iter().flatten() {
+            let mut holds = false;
             for (bucket, takes) in self.buckets[key.0].of(cost) {
                 if ready == now {
                     bucket.take(takes);
                 } else {
                     let own = bucket.ready_at(now);
                     if own > now {
+                        holds = true;
                         bucket.close_until(wake(own));
                     }
                 }
             }
+            self.buckets[key.0].throttles += u64::from(holds);
         }
         if ready == now { Ok(()) } else { Err(wake(ready)) }
+    }
+
+    /// A limit that is set, and how often it had requests wait.
+    pub fn get(&self, key: LimitKey) -> (Limit, u64) {
+        let Buckets { limit, throttles, .. } = &self.buckets[key.0];
+        (*limit, *throttles)
     }
 }
 
@@ -173,6 +188,8 @@ mod tests {
         let later = 500_000_000;
         let again = limits.pass([volume, session, group], READ, later, |at| at).unwrap_err();
         assert_eq!(again, 1_000_000_000, "the slowest of them says when");
+        let held = [volume, session, group].map(|key| limits.get(key.expect("set")).1);
+        assert_eq!(held, [0, 1, 2], "each that held something back counts it");
         assert_eq!(
             passes(&mut limits, [volume, session, None], READ, later),
             1,

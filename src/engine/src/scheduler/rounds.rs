@@ -17,6 +17,9 @@ use crate::{clock::Nanos, queue::Class};
 /// Cost per round by class index, each >= 1.
 pub type Budgets = [u32; 3];
 
+/// Greatest budget.
+pub const BUDGET_MAX: u32 = 4096;
+
 /// Budgets when none are configured.
 pub const DEFAULT_BUDGETS: Budgets = [32, 16, 16];
 
@@ -34,6 +37,19 @@ impl Rounds {
     pub fn new(budgets: Budgets) -> Self {
         let budgets = budgets.map(|budget| i64::from(budget.max(1)));
         Self { budgets, left: budgets, missed: [false; 3] }
+    }
+
+    /// Cost per round, by class index.
+    pub fn budgets(&self) -> Budgets {
+        self.budgets.map(|budget| budget as u32)
+    }
+
+    /// Changes the budgets, from this round on.
+    pub fn set_budgets(&mut self, budgets: Budgets) {
+        self.budgets = budgets.map(|budget| i64::from(budget.max(1)));
+        for (left, budget) in self.left.iter_mut().zip(self.budgets) {
+            *left = (*left).min(budget);
+        }
     }
 
     /// The class to serve, of those in `backlog`; `None` when there are none. `held` are those that have requests which

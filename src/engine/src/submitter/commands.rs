@@ -7,7 +7,7 @@ use super::Submitter;
 use crate::{
     config::EngineError,
     inject::{Command, IoThread},
-    scheduler::{Scope, Setting, limits::Limit},
+    scheduler::{ScheduleSnapshot, Setting},
     session::{SessionSpec, VolumeId},
     table::Opening,
 };
@@ -22,8 +22,6 @@ impl<S: SubmitHalf> Submitter<S> {
                     let added = self.volumes.add(self.sessions.name(), &mut self.driver, target);
                     if let Ok(id) = &added {
                         self.locks.add_volume(*id);
-                        // The id may have been that of a volume that had one.
-                        self.scheduler.set_limit(Scope::Volume(*id), &Limit::default(), self.now);
                         if let Ok(file) = self.volumes.file(self.sessions.name(), *id) {
                             self.shares.add_volume(file);
                         }
@@ -131,5 +129,9 @@ impl<S: SubmitHalf> IoThread for Submitter<S> {
 
     fn set_schedule(&mut self, setting: Setting) -> Result<(), EngineError> {
         Submitter::set_schedule(self, setting)
+    }
+
+    fn schedule(&self) -> ScheduleSnapshot {
+        self.scheduler.snapshot()
     }
 }

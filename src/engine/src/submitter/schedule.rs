@@ -80,13 +80,21 @@ impl<S: SubmitHalf> Submitter<S> {
             }
             Setting::Limit { scope, limit } => {
                 if let Scope::Volume(volume) = scope {
-                    self.volumes.file(self.sessions.name(), volume)?;
+                    // Not for one that is being removed: its id may come to be another's.
+                    self.volumes.grant(volume).ok_or_else(|| EngineError::NoVolume {
+                        engine: self.sessions.name().to_owned(),
+                        volume: volume.0,
+                    })?;
                 }
                 let session_id = if let Scope::Session(session_id) = scope { session_id } else { 0 };
                 (self.scheduler.set_limit(scope, &limit, self.now), session_id)
             }
             Setting::Latency(goal) => {
                 self.scheduler.set_latency_goal(goal);
+                (true, 0)
+            }
+            Setting::Budgets(budgets) => {
+                self.scheduler.set_budgets(budgets);
                 (true, 0)
             }
         };

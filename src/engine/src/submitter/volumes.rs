@@ -13,6 +13,7 @@ use crate::{
     config::EngineError,
     inject::Done,
     request::Stage,
+    scheduler::{Scope, limits::Limit},
     session::{GrantedVolume, Standing, VolumeId},
 };
 
@@ -20,6 +21,8 @@ impl<S: SubmitHalf> Submitter<S> {
     /// New requests get ENODEV, so do those that were not issued; `done` once the others have settled.
     pub(super) fn remove_volume(&mut self, volume: VolumeId, done: Done) {
         self.sessions.set_volume(volume, |grant| grant.standing = Standing::Gone);
+        // Its id may come to be another's.
+        self.scheduler.set_limit(Scope::Volume(volume), &Limit::default(), self.now);
         let waiting: Vec<u32> =
             self.requests_of(volume).map(|(record, _)| record).filter(|record| self.waits(*record)).collect();
         for record in waiting {
