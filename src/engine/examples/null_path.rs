@@ -16,7 +16,7 @@ use std::{
 
 use common::{BLOCK, Client, Rig, VOLUME_BYTES};
 use ferrio_driver::{Target, null::Null};
-use ferrio_engine::clock::Nanos;
+use ferrio_engine::{clock::Nanos, scheduler::DEFAULT_BUDGETS};
 use ferrio_shm::{abi::Opcode, entry::Sqe};
 
 /// Rounds before those that are counted: indices have wrapped round rings and lists by then.
@@ -31,7 +31,8 @@ fn now() -> Nanos {
 
 fn main() {
     let [depth, rounds] = arguments();
-    let mut rig = Rig::<Null>::new(64, 256);
+    let rig = Rig::<Null>::new(64, 256);
+    let mut rig = rig.restart(|config| config.budgets = DEFAULT_BUDGETS).expect("the engine starts again");
     rig.clock = now;
     let volume = rig.add_volume(Arc::new(Target::null(VOLUME_BYTES, 512)));
     let mut client = rig.open(volume, 64);
@@ -55,7 +56,7 @@ fn arguments() -> [u64; 2] {
 
 fn publish(client: &mut Client, depth: u64, block: &mut u64) {
     for _ in 0..depth {
-        *block = (*block + 1) % (VOLUME_BYTES / BLOCK);
+        *block = (*block + 7) % (VOLUME_BYTES / BLOCK);
         let offset = *block * BLOCK;
         let op = Opcode::Read as u8;
         let sqe =

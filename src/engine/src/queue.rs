@@ -4,12 +4,18 @@
 //! that a volume or direction that must wait holds back nothing else. A session takes turns between its flows; which session
 //! of a class is next, its weight decides ([`crate::scheduler::fair`]). All lists are intrusive over indices: nothing is
 //! allocated but when sessions and queues come.
+//!
+//! A turn is a *run* of requests of one flow, charged together when it ends. A request that comes when nothing else waits is
+//! *alone*: it is in no list, and as it goes before nobody it is not charged.
+
+mod turns;
 
 use std::ops::Range;
 
 use range_alloc::RangeAllocator;
 use slab::Slab;
 
+use self::turns::{NO_RUN, Run};
 use crate::{
     links::NIL,
     scheduler::{
@@ -49,10 +55,7 @@ const COST_BITS: u32 = 14;
 /// What a request costs its class and its session: 1 for each 16 KiB begun, and 1 if it moves none.
 #[inline]
 pub const fn cost_of(bytes: u32) -> u32 {
-    match bytes {
-        0 => 1,
-        _ => ((bytes - 1) >> COST_BITS) + 1,
-    }
+    (bytes.saturating_sub(1) >> COST_BITS) + 1
 }
 
 /// A request as it is scheduled.
@@ -79,7 +82,7 @@ pub struct Pick {
     pub record: u32,
     /// Its class.
     pub class: Class,
-    /// What it was charged.
+    /// What it is charged: nothing if it was alone.
     pub cost: u32,
 }
 
@@ -153,6 +156,9 @@ pub struct ClassQueues {
     fair: [Fair; 3],
     /// Requests waiting, by class.
     waiting: [u32; 3],
+    run: Run,
+    /// The only request that waits, or [`NIL`].
+    alone: u32,
 }
 
 impl ClassQueues {
@@ -167,6 +173,8 @@ impl ClassQueues {
             sessions: Slab::new(),
             fair: std::array::from_fn(|_| Fair::default()),
             waiting: [0; 3],
+            run: NO_RUN,
+            alone: NIL,
         }
     }
 
@@ -271,7 +279,15 @@ impl ClassQueues {
     /// Which classes have requests that may be served, by class index.
     #[inline]
     pub fn backlog(&self) -> [bool; 3] {
-        self.fair.each_ref().map(|fair| !fair.is_empty())
+        let mut backlog = self.fair.each_ref().map(|fair| !fair.is_empty());
+        if let Some(flow) = self.flows.get(self.run.flow as usize) {
+            let only = flow.next == NIL && flow.prev == NIL && self.fair[flow.class.index()].has_one();
+            backlog[flow.class.index()] = flow.len > 0 || !only;
+        }
+        if let Some(entry) = self.entries.get(self.alone as usize) {
+            backlog[entry.class.index()] = true;
+        }
+        backlog
     }
 
     /// Makes a record that of a new request; [`Self::push_back`] it when nothing but its turn holds it back.
@@ -284,10 +300,28 @@ impl ClassQueues {
     /// Both at once.
     #[inline]
     pub fn push_new(&mut self, record: u32, arrival: &Arrival) {
-        let id = self.flow_of(arrival);
+        let flow = self.flow_of(arrival);
         let Arrival { class, bytes, limited, .. } = *arrival;
-        let prev = self.append(record, id);
-        self.entries[record as usize] = Entry { next: NIL, prev, flow: id, bytes, class, unpaid: limited };
+        let prev = if self.is_empty() {
+            self.waiting[class.index()] = 1;
+            self.alone = record;
+            NIL
+        } else {
+            self.join_others();
+            self.append(record, flow)
+        };
+        self.entries[record as usize] = Entry { next: NIL, prev, flow, bytes, class, unpaid: limited };
+    }
+
+    /// What was alone is not any more.
+    #[inline]
+    pub fn join_others(&mut self) {
+        if self.alone != NIL {
+            let record = std::mem::replace(&mut self.alone, NIL);
+            let Entry { flow, class, .. } = self.entries[record as usize];
+            self.waiting[class.index()] -= 1;
+            self.append(record, flow);
+        }
     }
 
     #[inline]
@@ -308,6 +342,7 @@ impl ClassQueues {
     /// Links the neighbours and the flow of a record that is the last now; returns the one before it.
     #[inline]
     fn append(&mut self, record: u32, id: u32) -> u32 {
+        debug_assert_eq!(self.run.flow, NIL, "a flow stays linked while its run lasts");
         let flow = &mut self.flows[id as usize];
         let tail = std::mem::replace(&mut flow.tail, record);
         flow.len += 1;
@@ -330,6 +365,7 @@ impl ClassQueues {
     /// Appends a record to its flow.
     #[inline]
     pub fn push_back(&mut self, record: u32) {
+        self.join_others();
         let prev = self.append(record, self.entries[record as usize].flow);
         let entry = &mut self.entries[record as usize];
         (entry.next, entry.prev) = (NIL, prev);
@@ -337,6 +373,7 @@ impl ClassQueues {
 
     /// Puts a record before the others of its flow: it goes on, and is charged again. A flow that was shut is open then.
     pub fn push_front(&mut self, record: u32) {
+        self.join_others();
         let id = self.insert_front(record);
         let flow = self.flows[id as usize];
         if flow.state == State::Shut {
@@ -362,73 +399,15 @@ impl ClassQueues {
         id
     }
 
-    /// Takes the next record of `class`, and charges its session.
-    #[inline]
-    pub fn pop(&mut self, class: Class) -> Option<Pick> {
-        let session = self.fair[class.index()].first()?;
-        let flow = self.sessions[session as usize].flows[class.index()].head;
-        Some(self.take_first(flow))
-    }
-
-    /// The record that is next in the flow of one that was just popped.
-    #[inline]
-    pub fn next_of_flow(&self, record: u32) -> Option<u32> {
-        let flow = &self.flows[self.entries[record as usize].flow as usize];
-        (flow.len > 0 && flow.state == State::Open).then_some(flow.head)
-    }
-
-    /// Takes a record that is the first of its open flow, out of its turn, and charges its session.
-    #[inline]
-    pub fn take(&mut self, record: u32) -> Pick {
-        let flow = self.entries[record as usize].flow;
-        debug_assert_eq!(self.flows[flow as usize].head, record);
-        self.take_first(flow)
-    }
-
-    #[inline]
-    fn take_first(&mut self, id: u32) -> Pick {
-        let flow = &mut self.flows[id as usize];
-        let (record, session, class) = (flow.head, flow.session, flow.class);
-        let entry = &self.entries[record as usize];
-        let cost = cost_of(entry.bytes);
-        flow.head = entry.next;
-        flow.len -= 1;
-        let (emptied, next) = (flow.len == 0, flow.next);
-        self.waiting[class.index()] -= 1;
-        self.fair[class.index()].charge(session, cost);
-        if emptied {
-            self.unlink(id);
-        } else if next != NIL {
-            self.rotate(id);
-        }
-        Pick { record, class, cost }
-    }
-
-    /// Undoes [`Self::pop`] or [`Self::take`].
-    pub fn put_back(&mut self, record: u32) {
-        self.refund(record);
-        let id = self.insert_front(record);
-        if self.flows[id as usize].len == 1 {
-            self.link(id);
-        }
-    }
-
-    /// Undoes [`Self::pop`], and shuts the flow until [`Self::reopen`]: what is its first must wait.
+    /// After [`Self::refund`] and the end of the run: the flow is shut until [`Self::reopen`], as what is its first must wait.
     pub fn shut(&mut self, record: u32) {
-        self.refund(record);
+        debug_assert_eq!(self.run.flow, NIL);
         let id = self.insert_front(record);
         let flow = &mut self.flows[id as usize];
         flow.state = State::Shut;
         if flow.len > 1 {
             self.unlink(id);
         }
-    }
-
-    /// A record that was popped was not served.
-    pub fn refund(&mut self, record: u32) {
-        let entry = &self.entries[record as usize];
-        let flow = &self.flows[entry.flow as usize];
-        self.fair[flow.class.index()].refund(flow.session, cost_of(entry.bytes));
     }
 
     /// The flow of a record may be served again; false if it was not shut.
@@ -452,7 +431,8 @@ impl ClassQueues {
     }
 
     /// Any record that waits in a queue.
-    pub fn first_of_queue(&self, queue: u32) -> Option<u32> {
+    pub fn first_of_queue(&mut self, queue: u32) -> Option<u32> {
+        self.join_others();
         let range = self.queues.get(queue as usize)?;
         let flows = &self.flows[range.start as usize..range.end as usize];
         flows.iter().find(|flow| flow.len > 0).map(|flow| flow.head)
@@ -460,6 +440,7 @@ impl ClassQueues {
 
     /// Takes out a record that waits, wherever it stands, and charges nobody. A flow that was shut is open then.
     pub fn remove(&mut self, record: u32) {
+        self.join_others();
         let Entry { next, prev, flow: id, .. } = self.entries[record as usize];
         let flow = &mut self.flows[id as usize];
         if flow.head == record {
@@ -538,10 +519,7 @@ impl ClassQueues {
 
     /// Another flow of the session is next. There are others.
     fn rotate(&mut self, id: u32) {
-        let Flow { next, prev, session, class, .. } = self.flows[id as usize];
-        if prev != NIL {
-            return; // it was taken out of its turn
-        }
+        let Flow { next, session, class, .. } = self.flows[id as usize];
         let list = &mut self.sessions[session as usize].flows[class.index()];
         list.head = next;
         let tail = std::mem::replace(&mut list.tail, id);

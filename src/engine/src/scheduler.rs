@@ -8,7 +8,7 @@
 //! | may it go now | [`limits`]: volume, session and group, over [`bucket`]s | requests and bytes per second |
 //! | may bulk go beside prio | [`latency`]: a cap on bulk in flight | what the device takes |
 //!
-//! Cost is 1 for each 16 KiB begun ([`crate::queue::cost_of`]). What a request must wait for is never waited for by others
+//! Cost is 1 for each 16 KiB begun ([`crate::queue::cost_of`]). A turn is at most [`RUN_MAX`] of it. What a request must wait for is never waited for by others
 //! than those behind it in its flow, and waiting changes nobody's turn: who waits is not charged.
 //!
 //! A pass is [`Scheduler::begin_pass`], then [`Scheduler::next`] with [`Scheduler::issued`] or one of the ways back
@@ -44,6 +44,9 @@ use crate::{
 
 /// Longest time between two looks at a limit, nanoseconds: what the timers hold.
 const THROTTLE_MAX: Nanos = 3_600_000_000_000;
+
+/// Cost that a session may take in one turn; the last request of a turn may cost more. Shares hold to within a turn each.
+pub const RUN_MAX: u32 = 8;
 
 /// Greatest latency that prio can be promised: a minute.
 const LATENCY_MAX: Nanos = 60_000_000_000;
@@ -288,17 +291,20 @@ impl Scheduler {
 
     /// Nothing holds a request back any more but its turn.
     pub fn push_back(&mut self, record: u32) {
+        self.end_run();
         self.queues.push_back(record);
     }
 
     /// A request goes on: it is the next of its flow.
     pub fn push_front(&mut self, record: u32) {
+        self.end_run();
         self.forget_throttle(record);
         self.queues.push_front(record);
     }
 
     /// Takes out a request that waits.
     pub fn remove(&mut self, record: u32) {
+        self.end_run();
         self.forget_throttle(record);
         self.queues.remove(record);
     }
@@ -356,52 +362,62 @@ impl Scheduler {
     /// The next request, charged to its class and session and let through by its limits.
     #[inline]
     pub fn next(&mut self, now: Nanos) -> Option<Pick> {
+        if self.limits.is_empty()
+            && self.bulk_room > 0
+            && let Some(pick) = self.queues.pop_alone()
+        {
+            return Some(pick);
+        }
         loop {
-            let bulk = self.bulk_room > 0;
-            let held =
-                || Class::ALL.map(|class| (bulk || class == Class::Prio) && self.queues.len(class) > 0);
-            let class = self.rounds.next(self.backlog(), held)?;
-            let Some(pick) = self.queues.pop(class) else { unreachable!("the backlog said {class:?}") };
-            if self.limits.is_empty() || self.pay(pick.record, now) {
-                self.rounds.charge(class, pick.cost);
-                return Some(pick);
+            match self.queues.pop() {
+                None => self.begin_run()?,
+                Some(pick) if self.limits.is_empty() || self.pay(pick, now) => return Some(pick),
+                Some(_) => {}
             }
         }
     }
 
-    /// The request that is next in the flow of one that is being issued.
+    /// It is somebody else's turn.
+    #[inline(never)]
+    fn begin_run(&mut self) -> Option<()> {
+        self.end_run();
+        self.queues.join_others();
+        let bulk = self.bulk_room > 0;
+        let held = || Class::ALL.map(|class| (bulk || class == Class::Prio) && self.queues.len(class) > 0);
+        let class = self.rounds.next(self.backlog(), held)?;
+        // So that no run outlasts the round of its class, or has more in it than bulk may have in the device.
+        let room = if class == Class::Prio { RUN_MAX } else { self.bulk_room.min(RUN_MAX) };
+        self.queues.begin_run(class, self.rounds.left(class).clamp(1, room));
+        Some(())
+    }
+
     #[inline]
-    pub fn peek_next_of_flow(&self, record: u32) -> Option<u32> {
-        self.queues.next_of_flow(record)
-    }
-
-    /// Takes what [`Self::peek_next_of_flow`] returned, out of its turn, charged like any other. `None`: a limit holds it.
-    pub fn take_next_of_flow(&mut self, record: u32, now: Nanos) -> Option<Pick> {
-        let pick = self.queues.take(record);
-        if !self.limits.is_empty() && !self.pay(record, now) {
-            return None;
+    fn end_run(&mut self) {
+        if let Some((class, cost)) = self.queues.end_run() {
+            self.rounds.charge(class, cost);
         }
-        self.rounds.charge(pick.class, pick.cost);
-        Some(pick)
     }
 
-    /// The driver has no room: the request is where it was.
+    /// The driver has no room: the request is where it was. The newest first, if there are more.
     pub fn put_back(&mut self, pick: Pick) {
-        self.rounds.refund(pick.class, pick.cost);
-        self.queues.put_back(pick.record);
+        self.queues.put_back(pick);
     }
 
     /// Its volume has its share of the slots: its flow waits until the next pass.
     pub fn pass_over(&mut self, pick: Pick) {
-        self.rounds.refund(pick.class, pick.cost);
-        self.queues.shut(pick.record);
+        self.shut(pick);
         self.passed_over.push(pick.record);
     }
 
     /// Something else than its turn holds it back now, and [`Self::push_front`] brings it back.
     pub fn held(&mut self, pick: Pick) {
-        self.rounds.refund(pick.class, pick.cost);
-        self.queues.refund(pick.record);
+        self.queues.refund(pick);
+    }
+
+    fn shut(&mut self, pick: Pick) {
+        self.queues.refund(pick);
+        self.end_run();
+        self.queues.shut(pick.record);
     }
 
     /// The driver has a request, or a step of it.
@@ -427,6 +443,8 @@ impl Scheduler {
     /// What was passed over may go in the next pass, and who waits still is counted.
     #[inline]
     pub fn end_pass(&mut self, now: Nanos) {
+        self.end_run();
+        self.queues.join_others();
         while let Some(record) = self.passed_over.pop() {
             self.queues.reopen(record);
         }
@@ -452,7 +470,8 @@ impl Scheduler {
 
     /// True if limits let the request go. Else its flow waits until they may.
     #[inline(never)]
-    fn pay(&mut self, record: u32, now: Nanos) -> bool {
+    fn pay(&mut self, pick: Pick, now: Nanos) -> bool {
+        let record = pick.record;
         let Some(payer) = self.queues.payer(record) else { return true };
         let volume = self.volumes.get(payer.volume as usize).copied().flatten();
         match self.limits.pass([volume, payer.session, payer.group], payer.cost, now, timeout::fires_at) {
@@ -462,7 +481,7 @@ impl Scheduler {
             }
             Err(again) => {
                 self.throttles += 1;
-                self.queues.shut(record);
+                self.shut(pick);
                 self.throttled.insert(record, again.min(now + THROTTLE_MAX), now);
                 false
             }

@@ -25,8 +25,25 @@ fn push(queues: &mut ClassQueues, record: u32, arrival: Arrival) {
     queues.push_back(record);
 }
 
+/// The first of a run of one, which has not ended.
+fn begin(queues: &mut ClassQueues, class: Class) -> Option<Pick> {
+    queues.join_others();
+    queues.backlog()[class.index()].then(|| queues.begin_run(class, 1))?;
+    queues.pop()
+}
+
 fn pop(queues: &mut ClassQueues, class: Class) -> Option<u32> {
-    queues.pop(class).map(|pick| pick.record)
+    let pick = begin(queues, class)?;
+    assert_eq!(queues.end_run(), Some((class, pick.cost)));
+    Some(pick.record)
+}
+
+fn shut_first(queues: &mut ClassQueues, class: Class) -> Option<u32> {
+    let pick = begin(queues, class)?;
+    queues.refund(pick);
+    queues.end_run();
+    queues.shut(pick.record);
+    Some(pick.record)
 }
 
 fn drain(queues: &mut ClassQueues, class: Class) -> Vec<u32> {
@@ -63,9 +80,8 @@ fn a_volume_that_waits_holds_back_nothing_else() {
     let mut queues = queues(1, 16);
     (0..2).for_each(|record| push(&mut queues, record, READ));
     push(&mut queues, 2, Arrival { volume: Some(1), ..READ });
-    let first = pop(&mut queues, Class::Read).unwrap();
+    let first = shut_first(&mut queues, Class::Read).unwrap();
     assert_eq!(first, 0);
-    queues.shut(first);
     assert_eq!(drain(&mut queues, Class::Read), [2]);
     assert_eq!(queues.backlog(), [false; 3]);
     assert!(!queues.is_empty());
@@ -79,8 +95,9 @@ fn what_is_put_back_was_not_served() {
     (0..2).for_each(|record| push(&mut queues, record, READ));
     (2..4).for_each(|record| push(&mut queues, record, Arrival { queue: 1, ..READ }));
     for _ in 0..10 {
-        let record = pop(&mut queues, Class::Read).unwrap();
-        queues.put_back(record);
+        let pick = begin(&mut queues, Class::Read).unwrap();
+        queues.put_back(pick);
+        queues.end_run();
     }
     let order = drain(&mut queues, Class::Read);
     assert_eq!(order.len(), 4);
@@ -90,18 +107,42 @@ fn what_is_put_back_was_not_served() {
 }
 
 #[test]
-fn what_is_taken_out_of_its_turn_is_charged() {
+fn a_run_is_charged_when_it_ends() {
     let mut queues = queues(2, 16);
     (0..6).for_each(|record| push(&mut queues, record, READ));
     (10..14).for_each(|record| push(&mut queues, record, Arrival { queue: 1, ..READ }));
-    let leader = pop(&mut queues, Class::Read).unwrap();
-    for next in [1, 2] {
-        assert_eq!(queues.next_of_flow(leader), Some(next));
-        queues.take(next);
-    }
+    queues.begin_run(Class::Read, 3);
+    let run: Vec<u32> = std::iter::from_fn(|| queues.pop()).map(|pick| pick.record).collect();
+    assert_eq!(run, [0, 1, 2]);
+    assert_eq!(queues.end_run(), Some((Class::Read, 3)));
     let order = drain(&mut queues, Class::Read);
     assert_eq!(order[..3], [10, 11, 12], "the other session catches up");
     assert_eq!(order[5..], [4, 5]);
+}
+
+#[test]
+fn what_is_alone_is_not_charged() {
+    let mut queues = queues(2, 8);
+    for _ in 0..100 {
+        queues.push_new(0, &READ);
+        assert_eq!(queues.backlog(), [false, true, false]);
+        assert_eq!(queues.pop_alone(), Some(Pick { record: 0, class: Class::Read, cost: 0 }));
+        assert!(queues.is_empty());
+    }
+    (0..2).for_each(|record| push(&mut queues, record, READ));
+    assert_eq!(queues.pop_alone(), None, "another one came");
+    (2..4).for_each(|record| push(&mut queues, record, Arrival { queue: 1, ..READ }));
+    assert!(drain(&mut queues, Class::Read)[..2].iter().any(|record| *record < 2));
+}
+
+#[test]
+fn what_goes_back_after_it_was_alone_is_next() {
+    let mut queues = queues(1, 8);
+    queues.push_new(0, &READ);
+    let alone = queues.pop_alone().unwrap();
+    queues.put_back(alone);
+    queues.push_new(1, &READ);
+    assert_eq!(drain(&mut queues, Class::Read), [0, 1]);
 }
 
 #[test]
@@ -125,6 +166,7 @@ enum Step {
     Push(u8, u32, bool, bool),
     PushFront(u8, u32),
     Pop(u8),
+    PopAlone,
     PutBack(u8),
     Shut(u8),
     ReopenAll,
@@ -138,6 +180,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(class, queue, volume, writes)| Step::Push(class, queue, volume, writes)),
         1 => (0..3u8, 0..5u32).prop_map(|(class, queue)| Step::PushFront(class, queue)),
         6 => (0..3u8).prop_map(Step::Pop),
+        2 => Just(Step::PopAlone),
         1 => (0..3u8).prop_map(Step::PutBack),
         1 => (0..3u8).prop_map(Step::Shut),
         1 => Just(Step::ReopenAll),
@@ -207,11 +250,16 @@ proptest! {
                         }
                     }
                 },
-                Step::PutBack(class) => if let Some(record) = pop(&mut queues, Class::ALL[usize::from(class)]) {
-                    queues.put_back(record);
+                Step::PopAlone => if let Some(pick) = queues.pop_alone() {
+                    prop_assert!(queues.is_empty());
+                    find(&mut model, pick.record).expect("it waited").0.pop_front();
+                    free.push(pick.record);
                 },
-                Step::Shut(class) => if let Some(record) = pop(&mut queues, Class::ALL[usize::from(class)]) {
-                    queues.shut(record);
+                Step::PutBack(class) => if let Some(pick) = begin(&mut queues, Class::ALL[usize::from(class)]) {
+                    queues.put_back(pick);
+                    queues.end_run();
+                },
+                Step::Shut(class) => if let Some(record) = shut_first(&mut queues, Class::ALL[usize::from(class)]) {
                     shut.push(record);
                 },
                 Step::ReopenAll => for record in shut.drain(..) {

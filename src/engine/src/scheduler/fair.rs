@@ -47,10 +47,8 @@ impl Item {
 /// Who is next, of members that are numbers close to 0.
 #[derive(Clone, Debug, Default)]
 pub struct Fair {
-    /// Start of the request that was served last.
+    /// Start of what was served last.
     time: u64,
-    /// The same before that one.
-    before: u64,
     heap: Vec<Item>,
     members: Vec<Member>,
 }
@@ -81,6 +79,12 @@ impl Fair {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.heap.is_empty()
+    }
+
+    /// Only one has something.
+    #[inline]
+    pub fn has_one(&self) -> bool {
+        self.heap.len() == 1
     }
 
     /// Who is next.
@@ -117,7 +121,6 @@ impl Fair {
     pub fn charge(&mut self, member: u32, cost: u32) {
         let entry = &mut self.members[member as usize];
         let place = entry.place as usize;
-        self.before = self.time;
         if place == 0 {
             self.time = entry.start;
         }
@@ -126,9 +129,8 @@ impl Fair {
         self.sift_down(place, item);
     }
 
-    /// Undoes the last [`Self::charge`]. The member may have left meanwhile.
+    /// Undoes a part of what was charged. The member may have left meanwhile.
     pub fn refund(&mut self, member: u32, cost: u32) {
-        self.time = self.before;
         let entry = &mut self.members[member as usize];
         entry.start = entry.start.wrapping_sub(u64::from(cost) * entry.step);
         let (item, place) = (Item { start: entry.start, member }, entry.place);
@@ -296,16 +298,15 @@ mod tests {
                         model[member as usize].1 = false;
                     }
                     (1 | 2, true) => {
-                        last = Some((member, cost, time));
+                        last = Some((member, cost));
                         if fair.first() == Some(member) {
                             time = start;
                         }
                         fair.charge(member, cost);
                         model[member as usize].0 += charge;
                     }
-                    (3, _) => if let Some((member, cost, before)) = last.take() {
+                    (3, _) => if let Some((member, cost)) = last.take() {
                         fair.refund(member, cost);
-                        time = before;
                         model[member as usize].0 -= u64::from(cost) * (SCALE / u64::from(weights[member as usize]));
                     }
                     _ => {}

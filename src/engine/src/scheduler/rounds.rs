@@ -63,15 +63,16 @@ impl Rounds {
         self.in_budget(backlog)
     }
 
-    /// A request of this class was served.
+    /// Requests of this class were served.
     #[inline]
     pub fn charge(&mut self, class: Class, cost: u32) {
         self.left[class.index()] -= i64::from(cost);
     }
 
-    /// It was not served after all.
-    pub fn refund(&mut self, class: Class, cost: u32) {
-        self.left[class.index()] += i64::from(cost);
+    /// What is left of the round for a class.
+    #[inline]
+    pub fn left(&self, class: Class) -> u32 {
+        u32::try_from(self.left[class.index()]).unwrap_or(0)
     }
 
     #[inline]

@@ -317,7 +317,8 @@ impl World {
         }
         let now = self.now;
         self.scheduler.begin_pass(now);
-        while self.device.in_flight() < self.depth {
+        let mut plug: Vec<(Merge, Vec<u32>)> = Vec::new();
+        while self.device.in_flight() + plug.len() < self.depth {
             let backlog = self.scheduler.backlog();
             let Some(pick) = self.scheduler.next(now) else { break };
             if self.rng.u32(..1000) < self.faults.full {
@@ -330,11 +331,13 @@ impl World {
             }
             // A class whose requests limits have just refused does not wait for its turn.
             let after = self.scheduler.backlog();
-            let parts = self.join(pick.record);
-            self.check_starvation(&parts, std::array::from_fn(|class| backlog[class] && after[class]));
+            self.check_starvation(pick.record, std::array::from_fn(|class| backlog[class] && after[class]));
             self.scheduler.issued(pick, now);
+            self.check_issue(pick.record);
+            self.join(&mut plug, pick.record);
+        }
+        for (_, parts) in plug {
             let bytes = parts.iter().map(|part| u64::from(self.requests[*part as usize].bytes)).sum();
-            parts.iter().for_each(|part| self.check_issue(*part));
             self.merged += parts.len() as u64 - 1;
             let op = self.free_ops.pop().unwrap_or_else(|| {
                 self.ops.push(Vec::new());
@@ -354,27 +357,25 @@ impl World {
         Op { kind, file, region, region_offset: 0, length: request.bytes, offset: request.offset, fua: false }
     }
 
-    fn join(&mut self, record: u32) -> Vec<u32> {
-        let mut parts = vec![record];
-        if self.requests[record as usize].singly {
-            return parts;
-        }
-        let mut merge = Merge::new(self.op(record), self.merge);
-        while merge.has_room()
-            && let Some(next) = self.scheduler.peek_next_of_flow(record)
-        {
-            let op = self.op(next);
-            let fits = op.offset == merge.end() && merge.takes(op.length.into(), op.fua);
-            if self.requests[next as usize].singly
-                || !fits
-                || self.scheduler.take_next_of_flow(next, self.now).is_none()
-            {
-                break;
+    /// It goes on where an operation of this pass and of its class ends, or begins one.
+    fn join(&self, plug: &mut Vec<(Merge, Vec<u32>)>, record: u32) {
+        let (op, class) = (self.op(record), self.class(record));
+        let singly = |part: u32| self.requests[part as usize].singly;
+        let open = plug.iter_mut().find(|(merge, parts)| {
+            let fits = merge.end() == op.offset && self.class(parts[0]) == class;
+            fits && !singly(record) && !singly(parts[0]) && merge.clone().join(&op)
+        });
+        match open {
+            Some((merge, parts)) => {
+                assert!(merge.join(&op));
+                parts.push(record);
             }
-            assert!(merge.join(&op));
-            parts.push(next);
+            None => plug.push((Merge::new(op, self.merge), vec![record])),
         }
-        parts
+    }
+
+    fn class(&self, record: u32) -> Class {
+        self.clients[self.requests[record as usize].client].load.class
     }
 
     fn check_issue(&mut self, record: u32) {
@@ -397,11 +398,10 @@ impl World {
         }
     }
 
-    /// See `ferrio_engine::scheduler::rounds` for the bound. A joined operation counts as one request.
-    fn check_starvation(&mut self, parts: &[u32], backlog: [bool; 3]) {
-        let load = &self.clients[self.requests[parts[0] as usize].client].load;
-        let (served, largest) = (load.class.index(), 64);
-        let cost: u32 = parts.iter().map(|part| cost_of(self.requests[*part as usize].bytes)).sum();
+    /// See `ferrio_engine::scheduler::rounds` for the bound.
+    fn check_starvation(&mut self, record: u32, backlog: [bool; 3]) {
+        let (served, largest) = (self.class(record).index(), 64);
+        let cost = cost_of(self.requests[record as usize].bytes);
         for (class, waits) in backlog.into_iter().enumerate() {
             if class == served {
                 (self.passed[class], self.last[class]) = (0, cost);
@@ -428,7 +428,7 @@ impl World {
     fn finish(&mut self, op: usize) {
         let parts = std::mem::take(&mut self.ops[op]);
         self.free_ops.push(op);
-        self.scheduler.completed(parts[0], self.now);
+        parts.iter().for_each(|part| self.scheduler.completed(*part, self.now));
         let bytes: u32 = parts.iter().map(|part| self.requests[*part as usize].bytes).sum();
         let fate = self.rng.u32(..1000);
         let result = match fate {
