@@ -409,6 +409,11 @@ impl Engine {
         Ok(dropped)
     }
 
+    /// Counters of the queues of an open session, in the order of its spec.
+    pub(crate) fn counters_of_session(&self, session_id: u64) -> Vec<Arc<QueueShared>> {
+        self.queues().iter().filter(|queue| queue.session_id == session_id).cloned().collect()
+    }
+
     /// Takes no more requests from a session, drops those that are not issued, and calls `done` (on an I/O thread; it must
     /// not block) once the kernel has answered the others and the session's memory is released.
     pub fn close_session(&self, session_id: u64, done: inject::Done) {

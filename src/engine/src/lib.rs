@@ -31,6 +31,8 @@
 //!
 //! `src/daemon/RESTART.md` says what of this is promised.
 //!
+//! All of this serves ring sessions of other processes and, by [`context`], the process that it runs in.
+//!
 //! [`Shape::One`]: ferrio_driver::Shape::One
 //! [`Shape::Two`]: ferrio_driver::Shape::Two
 
@@ -59,6 +61,7 @@ pub mod poller;
 mod bell;
 pub mod clock;
 pub mod config;
+pub mod context;
 mod dormant;
 pub mod engine;
 mod fences;

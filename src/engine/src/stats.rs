@@ -224,7 +224,7 @@ pub struct CountersSnapshot {
 }
 
 impl CountersSnapshot {
-    fn of(counters: &ClassCounters) -> Self {
+    pub(crate) fn of(counters: &ClassCounters) -> Self {
         // Later counters first, so that a request on its way is seen early rather than negative.
         let completed = counters.reaper.completed.get();
         let issued = counters.submitter.issued.get();
