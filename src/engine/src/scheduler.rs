@@ -509,3 +509,6 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
