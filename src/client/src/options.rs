@@ -41,6 +41,7 @@ pub struct SessionBuilder {
     pub(crate) arena_bytes: u64,
     pub(crate) features: Features,
     pub(crate) hugepages: bool,
+    pub(crate) merge: bool,
     pub(crate) timeout: Duration,
     pub(crate) patience: Duration,
 }
@@ -57,6 +58,7 @@ impl SessionBuilder {
             arena_bytes: 4 << 20,
             features: Features::ALL,
             hugepages: false,
+            merge: true,
             timeout: Duration::from_secs(10),
             patience: Duration::from_secs(30),
         }
@@ -98,6 +100,13 @@ impl SessionBuilder {
     /// says what came of it.
     pub fn hugepages(mut self, hugepages: bool) -> Self {
         self.hugepages = hugepages;
+        self
+    }
+
+    /// Whether the daemon may put requests that lie next to each other into one operation of the device, with those of other
+    /// sessions too, as far as it is configured to. Each has its own answer all the same. Default: it may.
+    pub fn merge(mut self, merge: bool) -> Self {
+        self.merge = merge;
         self
     }
 
@@ -156,6 +165,7 @@ impl SessionBuilder {
             abi_max: ABI_VERSION,
             features: self.features.bits() | if self.wants_resume() { features::RESUME } else { 0 },
             hugepages: self.hugepages,
+            no_merge: !self.merge,
         }
     }
 }

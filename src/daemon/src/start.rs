@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
 use ferrio_driver::TargetError;
-use ferrio_engine::{Engine, EngineConfig, EngineError};
+use ferrio_engine::{Engine, EngineConfig, EngineError, MergeLimits};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection};
@@ -144,6 +144,7 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
         faults: section.faults,
         spin_us: section.spin_us,
         budgets: section.budgets,
+        merge: MergeLimits::default(),
         journal: config.journal_dir().join(&section.name.value),
         epoch,
     })?;

@@ -1,7 +1,7 @@
 //! Stages 8 to 10: reap, finish short transfers, answer.
 //!
 //! One batch is: reap; for each completion either send the rest of a short transfer back to the Submitter, or write result
-//! and CQE; then publish each touched CQ once and wake its client at most once; then free the records. A refused SQE comes
+//! and CQE, of each part if it is that of several requests; then publish each touched CQ once and wake its client at most once; then free the records. A refused SQE comes
 //! here as a `Post` and is answered on the same path.
 
 use std::sync::{
@@ -24,6 +24,7 @@ use crate::{
     clock::Nanos,
     journal::Journal,
     kill_point,
+    merge::{Outcome, outcome},
     request::Request,
     stats::{QueueShared, Shared},
 };
@@ -45,10 +46,10 @@ pub(crate) struct Post {
 
 /// What the Submitter gets back. Reaper -> Submitter.
 pub(crate) enum Return {
-    /// Answered; record and slot are free.
+    /// Answered; the record is free, and so is the slot, if it had one of its own.
     Finished { record: u32, tag: Option<Tag> },
-    /// The slot is free; the rest of the request is to be issued.
-    Again { record: u32, tag: Tag },
+    /// The rest of the request, or all of it by itself, is to be issued; the slot is free, if it had one of its own.
+    Again { record: u32, tag: Option<Tag> },
     /// The slot is free; a request that the Submitter takes through its steps has this result of one.
     Step { record: u32, tag: Tag, result: i32 },
     /// The client broke the CQ ring.
@@ -141,6 +142,8 @@ impl<R: ReapHalf> Reaper<R> {
         submitter: Arc<Bell>,
     ) -> Self {
         let queues_max = journal.cells() as usize;
+        // Each record is answered once in a turn, and a completion may be that of many.
+        let finished = Vec::with_capacity(shared.requests.len());
         Self {
             reap,
             link,
@@ -149,7 +152,7 @@ impl<R: ReapHalf> Reaper<R> {
             queues: std::iter::repeat_with(|| None).take(queues_max).collect(),
             completions: Vec::with_capacity(BATCH),
             touched: Vec::with_capacity(queues_max),
-            finished: Vec::with_capacity(2 * BATCH),
+            finished,
             submitter,
             stale_seen: 0,
             now: 0,
@@ -177,7 +180,7 @@ impl<R: ReapHalf> Reaper<R> {
             kill_point!("after-reap");
             again |= self.complete(self.completions[i]);
         }
-        let room = self.finished.capacity() - self.finished.len();
+        let room = (2 * BATCH).saturating_sub(self.finished.len());
         for _ in 0..room.min(self.link.posts.slots()) {
             let Ok(post) = self.link.posts.pop() else { break };
             self.answer(post.record, post.result, None);
@@ -215,9 +218,8 @@ impl<R: ReapHalf> Reaper<R> {
     fn complete(&mut self, completion: Completion) -> bool {
         let record = completion.user;
         let request = &self.shared.requests[record as usize];
-        if request.is_stepwise() {
-            self.push_return(Return::Step { record, tag: completion.tag, result: completion.result });
-            return true;
+        if request.is_special() {
+            return self.complete_special(completion);
         }
         match judge(request, completion.result) {
             Verdict::Answer(result) => {
@@ -225,10 +227,42 @@ impl<R: ReapHalf> Reaper<R> {
                 false
             }
             Verdict::Again => {
-                self.push_return(Return::Again { record, tag: completion.tag });
+                self.push_return(Return::Again { record, tag: Some(completion.tag) });
                 true
             }
         }
+    }
+
+    /// A step, or the operation of several requests.
+    #[inline(never)] // out of the way of requests that are one operation
+    fn complete_special(&mut self, completion: Completion) -> bool {
+        let Completion { tag, user: record, result } = completion;
+        if self.shared.requests[record as usize].is_stepwise() {
+            self.push_return(Return::Step { record, tag, result });
+            return true;
+        }
+        let bytes = self.parts_of(record).map(|part| self.shared.requests[part as usize].length()).sum();
+        let whole = outcome(result, bytes) == Outcome::Whole;
+        // The slot goes with the first part: before the memory of any part can be given up.
+        let mut tag = Some(tag);
+        let mut next = Some(record);
+        while let Some(record) = next {
+            let request = &self.shared.requests[record as usize];
+            next = request.next_part();
+            if whole {
+                // At most 1 GiB, see ABI.md, "Limits".
+                self.answer(record, request.length() as i32, tag.take());
+            } else {
+                request.part();
+                self.push_return(Return::Again { record, tag: tag.take() });
+            }
+        }
+        !whole
+    }
+
+    /// The records of an operation, from its first on.
+    fn parts_of(&self, first: u32) -> impl Iterator<Item = u32> {
+        std::iter::successors(Some(first), |part| self.shared.requests[*part as usize].next_part())
     }
 
     /// Result and CQ index -> `Done` -> CQE. It becomes visible in [`Self::publish`].
@@ -242,7 +276,7 @@ impl<R: ReapHalf> Reaper<R> {
         let Some(side) = self.queues[slot as usize].as_mut() else {
             unreachable!("queue {slot} was closed with request {record} in flight");
         };
-        let mut flags = if request.is_replayed() { cqe_flags::REPLAYED } else { 0 };
+        let mut flags = request.flags();
         if request.overdue(self.now) {
             flags |= cqe_flags::OVERDUE;
             side.shared.waits.overdue.add(1);

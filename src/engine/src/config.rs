@@ -6,7 +6,7 @@ use ferrio_driver::{DriverError, FaultError, select::BackendChoice};
 
 use ferrio_shm::abi::{errno, limits};
 
-use crate::scheduler::Budgets;
+use crate::{merge::MergeLimits, scheduler::Budgets};
 
 /// I/O threads of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct EngineConfig {
     pub spin_us: u32,
     /// Cost per scheduling round: prio, read, write. A request costs 1 for each 16 KiB begun.
     pub budgets: Budgets,
+    /// How far adjacent requests are joined into one operation.
+    pub merge: MergeLimits,
     /// Threads that the volumes share for what the backend cannot do without blocking, 1 to 64; a volume that has none of
     /// them when all are busy gets one of its own.
     pub helpers: u32,
@@ -186,7 +188,7 @@ pub enum EngineError {
         /// Session id.
         session: u64,
     },
-    /// A setting of the scheduler that is out of its range.
+    /// A setting of the scheduler or of merging that is out of its range.
     #[error("{what} {value} is not within {least} and {greatest}; choose one that is")]
     Setting {
         /// What was to be set.

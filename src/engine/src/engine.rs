@@ -31,6 +31,7 @@ use crate::{
     idle::{Idle, Step},
     inject::{self, Command, Injector, IoThread},
     journal::renew::{Renewed, renew},
+    merge::MergeLimits,
     poller::Poller,
     pulse::{Life, Pulse},
     scheduler::{Budgets, ScheduleSnapshot, Scope, Setting, latency::LatencyGoal, limits::Limit},
@@ -190,6 +191,7 @@ impl Engine {
     /// #     name: "main".into(), backend: ferrio_driver::select::BackendChoice::Null, depth: 8, requests_max: 8,
     /// #     queues_max: 1, sessions_max: 1, regions_per_session: 1, faults: false,
     /// #     threads: ferrio_engine::Threads::Auto, spin_us: 0, budgets: [1, 1, 1], helpers: 1,
+    /// #     merge: ferrio_engine::MergeLimits::default(),
     /// #     journal: directory.path().join("journal"), epoch: 1,
     /// # };
     /// # let engine = ferrio_engine::Engine::start(&config)?;
@@ -356,6 +358,15 @@ impl Engine {
     /// The engine has stopped.
     pub fn schedule(&self) -> Result<ScheduleSnapshot, EngineError> {
         self.run(|thread| thread.schedule())
+    }
+
+    /// Changes how far adjacent requests are joined into one operation, for what is not issued yet;
+    /// [`MergeLimits::OFF`] joins nothing.
+    ///
+    /// # Errors
+    /// A limit is out of its range, or the engine has stopped.
+    pub fn set_merge(&self, limits: MergeLimits) -> Result<(), EngineError> {
+        self.run(move |thread| thread.set_merge(limits))?
     }
 
     fn set(&self, setting: Setting) -> Result<(), EngineError> {
@@ -533,6 +544,7 @@ impl<D: Driver> Threaded<D> {
     /// As [`Engine::start`].
     pub fn new(config: &EngineConfig) -> Result<Self, EngineError> {
         let system = |what| move |source| EngineError::System { engine: config.name.clone(), what, source };
+        config.merge.check()?;
         let shape = shape::<D>(config.threads);
         // Those of the sessions, and the scratch memory of each volume.
         let regions_max = config.sessions_max.saturating_mul(1 + config.regions_per_session);
@@ -567,6 +579,7 @@ impl<D: Driver> Threaded<D> {
             poller: poller.clone(),
             inbox,
             budgets: config.budgets,
+            merge: config.merge,
             depth: config.depth,
             sessions_max: config.sessions_max,
             dormant,

@@ -16,6 +16,7 @@ use crate::{
     bell::Bell,
     config::EngineError,
     dormant::Resumed,
+    merge::MergeLimits,
     scheduler::{ScheduleSnapshot, Setting},
     session::{SessionSpec, VolumeId},
     stats::QueueShared,
@@ -62,6 +63,12 @@ pub trait IoThread {
     /// # Errors
     /// No such session or volume, or a value is out of its range.
     fn set_schedule(&mut self, setting: Setting) -> Result<(), EngineError>;
+
+    /// Changes how far adjacent requests are joined, from now on.
+    ///
+    /// # Errors
+    /// A limit is out of its range.
+    fn set_merge(&mut self, limits: MergeLimits) -> Result<(), EngineError>;
 
     /// As [`Engine::schedule`](crate::Engine::schedule).
     fn schedule(&self) -> ScheduleSnapshot;

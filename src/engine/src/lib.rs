@@ -7,11 +7,11 @@
 //! | 2a | wait | [`order`], [`timeout`], [`cancel`]: chains, barriers, deadlines; only for sessions that were granted them | Submitter | ECANCELED, ETIMEDOUT |
 //! | 3 | class queues | [`queue`]: prio / read / write, per session queue and volume; intrusive lists over record indices | Submitter | cannot be full: reserved at 2 |
 //! | 4 | schedule | [`scheduler`]: pure; classes and budgets, weights of sessions, limits, a latency target for prio | Submitter | - |
-//! | 5 | merge | [`merge`]: pure; not called yet | Submitter | - |
+//! | 5 | merge | [`merge`]: pure; adjacent requests of a pass in one operation, also across sessions, by iovec and never copied; `submitter::merging` | Submitter | - |
 //! | 6 | submit | [`submitter`]: the next step of the request, unless its volume is fenced (`fences`), or a compare-and-write has its range locked (`locks`) -> [`ferrio_driver::SubmitHalf`]: queue, then one commit for the batch | Submitter | refused: stays at the head; errno: becomes a completion |
 //! | 7 | kernel | io_uring / AIO | - | - |
 //! | 8 | reap | [`completion`] -> [`ferrio_driver::ReapHalf`] | whoever holds the reap half: Submitter ([`Shape::One`]) or Poller ([`Shape::Two`]) | stale tag: counted, dropped |
-//! | 9 | short I/O, steps | [`completion`]: the rest of a short transfer, and each result of a request of several steps, goes back to the Submitter | reaper -> Submitter | - |
+//! | 9 | split, short I/O, steps | [`completion`]: the requests of an operation that is whole are answered together, those of one that is short or failed are each issued again, by themselves, before anything is answered; the rest of a short transfer, and each result of a request of several steps, goes back to the Submitter | reaper -> Submitter | - |
 //! | 10 | client CQ ring | [`completion`] -> [`ferrio_shm::ring::CqProducer`], at most one wake per queue and batch | reaper | cannot be full: reserved at 2 |
 //!
 //! Every accepted SQE gets exactly one CQE. In steady state nothing on this way allocates, blocks or takes a contended
@@ -83,6 +83,7 @@ pub use config::{EngineConfig, EngineError, Threads};
 pub use dormant::{DormantSession, Resumed};
 pub use engine::{DrainReport, Engine, EngineInfo};
 pub use inject::IoThread;
+pub use merge::MergeLimits;
 pub use pulse::Pulse;
 pub use scheduler::{
     Budgets, ClassSchedule, DEFAULT_BUDGETS, DEFAULT_WEIGHT, LatencySchedule, LimitSchedule,

@@ -5,15 +5,19 @@
 //! segment per request. Flushes, discards and compare-and-writes are never joined; requests that a barrier or a chain holds
 //! apart are never in the class queues together.
 //!
-//! Only the whole operation tells something of its parts: if it is short or fails, each part is issued again by itself
+//! Which requests meet is for [`plug`]. Only the whole operation tells something of its parts: if it is short or fails, each part is issued again by itself
 //! ([`outcome`]), so that every client gets the result of its own bytes.
 
-use ferrio_driver::{Op, OpKind, SEGMENTS_MAX, Segment};
+pub mod plug;
+
+use ferrio_driver::{LENGTH_MAX, Op, OpKind, SEGMENTS_MAX, Segment};
+
+use crate::config::EngineError;
 
 /// How much is joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeLimits {
-    /// Bytes of one operation; what is larger by itself is not joined with anything.
+    /// Bytes of one operation, up to 1 GiB; what is larger by itself is not joined with anything.
     pub bytes_max: u32,
     /// Requests in one operation, up to 256; 1 joins nothing.
     pub segments_max: u32,
@@ -22,6 +26,27 @@ pub struct MergeLimits {
 impl MergeLimits {
     /// Nothing is joined.
     pub const OFF: Self = Self { bytes_max: 0, segments_max: 1 };
+
+    /// # Errors
+    /// A limit is out of its range.
+    pub fn check(&self) -> Result<(), EngineError> {
+        let check = |what, value: u32, least: u32, greatest: u32| match (least..=greatest).contains(&value) {
+            true => Ok(()),
+            false => Err(EngineError::Setting {
+                what,
+                value: value.into(),
+                least: least.into(),
+                greatest: greatest.into(),
+            }),
+        };
+        check("bytes of a merged operation", self.bytes_max, 0, LENGTH_MAX)?;
+        check("requests in a merged operation", self.segments_max, 1, SEGMENTS_MAX as u32)
+    }
+
+    /// The same, with one way to say that nothing is joined.
+    fn or_off(self) -> Self {
+        if self.segments_max < 2 { Self::OFF } else { self }
+    }
 }
 
 impl Default for MergeLimits {

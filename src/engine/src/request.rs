@@ -7,7 +7,10 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use ferrio_shm::{abi::sqe_flags, entry::Sqe};
+use ferrio_shm::{
+    abi::{cqe_flags, sqe_flags},
+    entry::Sqe,
+};
 
 use crate::{
     clock::{MICROSECOND, Nanos},
@@ -43,9 +46,18 @@ mod mark {
     pub const LINKED: u32 = 1 << 21;
     /// A daemon before had it, and may have issued it.
     pub const REPLAYED: u32 = 1 << 22;
+    /// It went to the driver as a part of an operation with others.
+    pub const JOINED: u32 = REPLAYED << 1;
     /// A daemon before had it, and it cannot be issued again.
-    pub const OWNER_DEAD: u32 = 1 << 23;
+    pub const OWNER_DEAD: u32 = 1 << 24;
 }
+
+/// A CQE has these marks as flags, in the same order.
+const FLAGS: u32 = cqe_flags::REPLAYED | cqe_flags::MERGED;
+const _: () = assert!(cqe_flags::REPLAYED == 1 && cqe_flags::MERGED == 2);
+
+/// After the last part of an operation.
+const NO_PART: u32 = u32::MAX;
 
 /// One entry.
 #[derive(Default)]
@@ -62,6 +74,8 @@ pub struct Request {
     retries: AtomicU32,
     /// 0: none.
     timeout_us: AtomicU32,
+    /// Of one that is joined: the record of the next part of its operation.
+    next_part: AtomicU32,
 }
 
 /// What stage 2 fills in.
@@ -116,9 +130,9 @@ impl Request {
         self.place.store(self.place.load(Relaxed) | mark, Relaxed);
     }
 
-    /// It is issued again after another daemon.
-    pub fn is_replayed(&self) -> bool {
-        self.place.load(Relaxed) & mark::REPLAYED != 0
+    /// What its CQE tells of its way: bits of [`cqe_flags`].
+    pub fn flags(&self) -> u32 {
+        self.place.load(Relaxed) >> mark::REPLAYED.trailing_zeros() & FLAGS
     }
 
     /// A daemon before may have issued it, and it cannot be issued again.
@@ -143,6 +157,33 @@ impl Request {
         let place = self.place.load(Relaxed);
         self.place.store(place & !0xff00 | mark::ISSUED | (Stage::Issued as u32) << 8, Relaxed);
         place & mark::ISSUED == 0
+    }
+
+    /// The driver did not take it after all: what [`Self::issue`] did the first time is undone.
+    pub fn take_back(&self) {
+        let rest = self.place.load(Relaxed) & !(mark::ISSUED | mark::JOINED | 0xff00);
+        self.place.store(rest | (Stage::Queued as u32) << 8, Relaxed);
+    }
+
+    /// It goes to the driver as a part of an operation; `next` is the record of the part after it.
+    pub fn join(&self, next: Option<u32>) {
+        self.next_part.store(next.unwrap_or(NO_PART), Relaxed);
+        self.place.store(self.place.load(Relaxed) | mark::JOINED, Relaxed);
+    }
+
+    /// It is to go to the driver by itself.
+    pub fn part(&self) {
+        self.place.store(self.place.load(Relaxed) & !mark::JOINED, Relaxed);
+    }
+
+    /// Is, or was when it was answered, a part of an operation.
+    pub fn is_joined(&self) -> bool {
+        self.place.load(Relaxed) & mark::JOINED != 0
+    }
+
+    /// The part after it in its operation; said of those that are joined.
+    pub fn next_part(&self) -> Option<u32> {
+        Some(self.next_part.load(Relaxed)).filter(|next| *next != NO_PART)
     }
 
     /// Was given to the driver before.
@@ -186,6 +227,11 @@ impl Request {
     /// See [`Self::set_stepwise`].
     pub fn is_stepwise(&self) -> bool {
         self.place.load(Relaxed) & mark::STEPWISE != 0
+    }
+
+    /// The result of the driver is not simply its own: it is stepwise or joined.
+    pub fn is_special(&self) -> bool {
+        self.place.load(Relaxed) & (mark::STEPWISE | mark::JOINED) != 0
     }
 
     /// Where it is.

@@ -432,6 +432,13 @@ impl Scheduler {
         self.target.on_issue(pick.class, now);
     }
 
+    /// The driver does not take, after all, a request that it was said to have: it goes before the others of its flow.
+    pub fn taken_back(&mut self, pick: Pick) {
+        self.target.taken_back(pick.class);
+        self.held(pick);
+        self.push_front(pick.record);
+    }
+
     /// The driver is done with it.
     #[inline]
     pub fn completed(&mut self, record: u32, now: Nanos) {

@@ -67,6 +67,8 @@ pub struct SessionSpec {
     pub weight: u32,
     /// Group whose limit holds for it too.
     pub group: Option<String>,
+    /// Its requests may go to the device in one operation with adjacent ones, of its own or of others.
+    pub merge: bool,
     /// Called once, from the I/O thread, when the session's rings break the protocol. Must not block.
     pub on_fault: Box<dyn FnOnce(String) + Send>,
 }
@@ -184,6 +186,8 @@ pub struct Checked {
 #[derive(Debug, Default)]
 pub struct Rights {
     pub(crate) features: u64,
+    /// See [`SessionSpec::merge`].
+    pub(crate) merges: bool,
     pub(crate) volumes: Vec<Option<GrantedVolume>>,
     pub(crate) regions: Vec<Option<GrantedRegion>>,
 }
@@ -196,7 +200,7 @@ impl Rights {
         volumes: Vec<Option<GrantedVolume>>,
         regions: Vec<Option<GrantedRegion>>,
     ) -> Self {
-        Self { features: features & (FEATURES | features::RESUME), volumes, regions }
+        Self { features: features & (FEATURES | features::RESUME), merges: false, volumes, regions }
     }
 
     /// One of these features was granted.
@@ -394,6 +398,7 @@ mod tests {
     fn rights() -> Rights {
         let volume = GrantedVolume::detached(SIZE, 512, 512, true);
         Rights {
+            merges: true,
             features: FEATURES,
             volumes: vec![
                 Some(volume),

@@ -80,6 +80,8 @@ pub struct SubmitterCounters {
     pub issued: Counter,
     /// Requests dropped before they were issued because their session ended.
     pub abandoned: Counter,
+    /// Requests that went to the device in the operation of another one: so many operations were saved.
+    pub merged: Counter,
     /// Issued requests dropped while the rest of a short transfer was to be issued, because their session ended.
     pub dropped: Counter,
 }
@@ -221,6 +223,8 @@ pub struct CountersSnapshot {
     pub errors: u64,
     /// Bytes moved.
     pub bytes: u64,
+    /// Requests that went to the device in the operation of another one: so many operations were saved.
+    pub merged: u64,
 }
 
 impl CountersSnapshot {
@@ -238,6 +242,7 @@ impl CountersSnapshot {
             completed,
             errors: counters.reaper.errors.get(),
             bytes: counters.reaper.bytes.get(),
+            merged: counters.submitter.merged.get(),
         }
     }
 
@@ -251,6 +256,7 @@ impl CountersSnapshot {
             completed: self.completed + other.completed,
             errors: self.errors + other.errors,
             bytes: self.bytes + other.bytes,
+            merged: self.merged + other.merged,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
-use ferrio_driver::{DriverInfo, Segment, SubmitHalf, Tag};
+use ferrio_driver::{DriverInfo, Reserved, Segment, SubmitHalf, Tag};
 use ferrio_shm::{
     abi::{Opcode, errno, features, limits},
     entry::Sqe,
@@ -12,6 +12,7 @@ use ferrio_shm::{
 mod chains;
 mod commands;
 mod drain;
+mod merging;
 mod resume;
 mod schedule;
 mod steps;
@@ -30,6 +31,7 @@ use crate::{
     journal::{Journal, Origin},
     kill_point,
     locks::Locks,
+    merge::{MergeLimits, plug::Plug},
     order::Order,
     queue::{Arrival, Class},
     request::{Accepted, Stage},
@@ -71,6 +73,8 @@ pub struct Submitter<S> {
     /// Of the vectored request that is being submitted.
     segments: Vec<Segment>,
     scheduler: Scheduler,
+    /// Empty between passes.
+    plug: Option<Box<Plug<Reserved>>>,
     /// Of this turn.
     now: Nanos,
     /// Free records.
@@ -119,6 +123,7 @@ pub struct Parts<S> {
     pub(crate) poller: Option<Arc<Bell>>,
     pub(crate) inbox: Inbox,
     pub(crate) budgets: Budgets,
+    pub(crate) merge: MergeLimits,
     pub(crate) depth: u32,
     pub(crate) sessions_max: u32,
     pub(crate) dormant: Dormant,
@@ -146,6 +151,7 @@ impl<S: SubmitHalf> Submitter<S> {
             poller: parts.poller,
             inbox: parts.inbox,
             scheduler: Scheduler::new(requests_max, parts.depth, parts.budgets),
+            plug: Some(Box::new(Plug::new(parts.merge))),
             now: 0,
             free: (dormant.records()..requests_max).rev().collect(),
             sequence: parts.sequence,
@@ -380,10 +386,14 @@ impl<S: SubmitHalf> Submitter<S> {
     /// A request goes to the driver, or has its answer without it: it cannot be taken back any more. It counts as issued once.
     #[inline(always)]
     fn count_issue(&mut self, record: u32) {
-        let request = &self.shared.requests[record as usize];
-        if !request.issue() {
-            return;
+        if self.shared.requests[record as usize].issue() {
+            self.count_first_issue(record);
         }
+    }
+
+    #[inline(always)]
+    fn count_first_issue(&mut self, record: u32) {
+        let request = &self.shared.requests[record as usize];
         let class = request.class().index();
         for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
             classes[class].submitter.issued.add(1);
@@ -402,13 +412,21 @@ impl<S: SubmitHalf> Submitter<S> {
             taken += 1;
             match message {
                 Return::Finished { record, tag } => {
-                    if let Some(tag) = tag {
-                        self.release(record, tag);
+                    match tag {
+                        Some(tag) => self.release(record, tag),
+                        // Another one of its operation has the slot.
+                        None if self.shared.requests[record as usize].is_joined() => {
+                            self.scheduler.completed(record, self.now);
+                        }
+                        None => {}
                     }
                     self.settle(record);
                 }
                 Return::Again { record, tag } => {
-                    self.release(record, tag);
+                    match tag {
+                        Some(tag) => self.release(record, tag),
+                        None => self.scheduler.completed(record, self.now),
+                    }
                     self.issue_again(record);
                 }
                 Return::Step { record, tag, result } => self.finish_step(record, tag, result),

@@ -318,7 +318,7 @@ impl Sessions {
                 return Err(error);
             }
         }
-        Ok(Rights::new(spec.features, volumes, regions))
+        Ok(Rights { merges: spec.merge, ..Rights::new(spec.features, volumes, regions) })
     }
 
     /// Changes a volume in the rights of every session.

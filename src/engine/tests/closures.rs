@@ -10,8 +10,8 @@ use ferrio_driver::{
     select::BackendChoice,
 };
 use ferrio_engine::{
-    Engine, EngineConfig, EngineError, LatencyGoal, Limit, Rate, Scope, Split, Threads, VolumeId,
-    inject::Command,
+    Engine, EngineConfig, EngineError, LatencyGoal, Limit, MergeLimits, Rate, Scope, Split, Threads,
+    VolumeId, inject::Command,
 };
 use ferrio_shm::abi::{Opcode, errno};
 
@@ -29,6 +29,7 @@ fn engine(threads: Threads) -> (Engine, tempfile::TempDir) {
         threads,
         spin_us: 0,
         budgets: [4, 2, 2],
+        merge: MergeLimits::OFF,
         helpers: 1,
         journal: directory.path().join("journal"),
         epoch: 1,
@@ -100,6 +101,7 @@ fn they_run_on_the_submitter_and_in_order() {
 #[test]
 fn they_see_all_of_a_batch_or_nothing() {
     let mut rig = Rig::<Null>::new(4, 32);
+    rig.merge = false;
     let volume = rig.add_volume(Target::null(VOLUME_BYTES, 512).into());
     let mut client = rig.open(volume, 16);
     let look = |rig: &mut Rig<Null>| {

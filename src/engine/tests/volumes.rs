@@ -39,6 +39,7 @@ fn resize<D: Driver>(rig: &mut Rig<D>, volume: VolumeId, size_bytes: u64) -> mps
 
 fn a_volume_goes_with_requests_in_flight<D: Driver>() {
     let mut rig = Rig::<D>::new(4, 128);
+    rig.merge = false;
     let target = rig.file_target("volume");
     let open = Arc::downgrade(&target);
     let volume = rig.add_volume(target);

@@ -194,6 +194,7 @@ impl Sessions {
             features: session.plan.features,
             weight: DEFAULT_WEIGHT,
             group: None,
+            merge: session.plan.merge,
             on_fault: Box::new(move |reason| {
                 // The receiver goes away with the daemon only.
                 let _ = notices.send(Notice::Fault { session_id, place, reason });

@@ -37,6 +37,8 @@ pub struct Plan {
     pub features: u64,
     /// Huge pages were asked for.
     pub hugepages: bool,
+    /// Its requests may be joined with adjacent ones.
+    pub merge: bool,
 }
 
 /// A volume that a session may use.
@@ -86,6 +88,7 @@ impl Plan {
             volumes: volumes.collect(),
             features: saved.features & FEATURES,
             hugepages: saved.hugepages.is_some(),
+            merge: !saved.no_merge,
         })
     }
 }
@@ -121,6 +124,7 @@ impl Rules<'_> {
             volumes,
             features: request.features & FEATURES,
             hugepages: request.hugepages,
+            merge: !request.no_merge,
         })
     }
 

@@ -57,6 +57,10 @@ pub struct SavedSession {
     pub features: u64,
     /// Huge pages, if they were asked for.
     pub hugepages: Option<SavedHugePages>,
+    /// It asked that its requests be joined with nothing. Left out where it did not, as in the files of older daemons, which
+    /// do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_merge: bool,
     /// Session memory.
     pub memory: MemoryFile,
     /// Start of the arena. Bytes.

@@ -92,6 +92,7 @@ impl Session {
             opened_ms: millis(now().saturating_sub(self.since.elapsed())),
             features: plan.features,
             hugepages,
+            no_merge: !plan.merge,
             memory: self.memory_file,
             arena_offset: plan.layout.arena_offset,
             arena_bytes: plan.layout.arena_bytes,

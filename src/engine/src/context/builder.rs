@@ -30,6 +30,7 @@ use crate::{
     clock::{MICROSECOND, Nanos},
     config::{EngineConfig, EngineError, Threads},
     engine::Engine,
+    merge::MergeLimits,
     scheduler::{DEFAULT_BUDGETS, DEFAULT_WEIGHT},
     session::{Grant, QueueAttach, SessionSpec, VolumeId},
     stats::QueueShared,
@@ -302,6 +303,7 @@ impl IoContextBuilder {
             threads: Threads::Auto,
             spin_us: self.spin_us,
             budgets: DEFAULT_BUDGETS,
+            merge: MergeLimits::default(),
             helpers: 4,
             journal: directory.path().join("journal"),
             epoch: 1,
@@ -360,6 +362,7 @@ impl IoContextBuilder {
             features: self.features(),
             weight: self.weight,
             group: self.group.clone(),
+            merge: true,
             on_fault: Box::new(move |reason| {
                 tracing::error!(
                     context = name,

@@ -187,6 +187,14 @@ impl LatencyTarget {
         }
     }
 
+    /// A request did not go to the device after all.
+    pub fn taken_back(&mut self, class: Class) {
+        match class {
+            Class::Prio => self.prio -= 1,
+            Class::Read | Class::Write => self.bulk -= 1,
+        }
+    }
+
     /// The device is done with a request, `latency` after it was issued.
     #[inline]
     pub fn on_complete(&mut self, class: Class, latency: Nanos, now: Nanos) {

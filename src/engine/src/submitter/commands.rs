@@ -7,6 +7,7 @@ use super::Submitter;
 use crate::{
     config::EngineError,
     inject::{Command, IoThread},
+    merge::MergeLimits,
     scheduler::{ScheduleSnapshot, Setting},
     session::{SessionSpec, VolumeId},
     table::Opening,
@@ -129,6 +130,12 @@ impl<S: SubmitHalf> IoThread for Submitter<S> {
 
     fn set_schedule(&mut self, setting: Setting) -> Result<(), EngineError> {
         Submitter::set_schedule(self, setting)
+    }
+
+    fn set_merge(&mut self, limits: MergeLimits) -> Result<(), EngineError> {
+        limits.check()?;
+        self.plug_mut().set_limits(limits);
+        Ok(())
     }
 
     fn schedule(&self) -> ScheduleSnapshot {

@@ -1,12 +1,13 @@
 //! Stages 4 to 6: which request is next, and into the driver with it.
 
-use ferrio_driver::{Op, SubmitHalf};
+use ferrio_driver::{Reserved, SubmitHalf};
 
 use super::{Submitter, steps::Step};
 use crate::{
     clock::Nanos,
     config::EngineError,
     kill_point,
+    merge::plug::Plug,
     scheduler::{Scope, Setting},
 };
 
@@ -27,36 +28,62 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn submit_next(&mut self, now: Nanos) -> u32 {
-        let mut submitted = 0;
-        let mut op = Op::NOP;
-        while let Some(slot) = if self.scheduler.is_empty() { None } else { self.driver.reserve() } {
+        let Some(mut plug) = self.plug.take() else { unreachable!("a pass does not begin within another") };
+        let submitted = self.submit_through(&mut plug, now);
+        self.plug = Some(plug);
+        submitted
+    }
+
+    /// See [`crate::merge::plug`].
+    fn submit_through(&mut self, plug: &mut Plug<Reserved>, now: Nanos) -> u32 {
+        let (mut submitted, mut unused) = (0, None);
+        while !self.scheduler.is_empty()
+            && let Some(slot) = unused.take().or_else(|| self.driver.reserve())
+        {
             let Some(pick) = self.scheduler.next(now) else {
-                self.driver.cancel_reserved(slot);
+                unused = Some(slot);
                 break;
             };
             let record = pick.record;
             let queue = self.shared.requests[record as usize].queue();
-            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, &mut op)) {
+            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, plug.op()))
+            {
                 Ok(Step::Held) => {
-                    self.driver.cancel_reserved(slot);
+                    unused = Some(slot);
                     self.scheduler.held(pick);
                     continue;
                 }
                 Ok(step) => step,
                 Err(errno) => {
-                    self.driver.cancel_reserved(slot);
+                    unused = Some(slot);
                     self.answer(record, -errno);
                     continue;
                 }
             };
-            if self.shares.is_used_up(&op, self.driver.in_flight()) {
-                self.driver.cancel_reserved(slot);
+            if step == Step::Transfer && plug.join(pick) {
+                unused = Some(slot);
+                self.scheduler.issued(pick, now);
+                submitted += 1;
+                continue;
+            }
+            if self.shares.is_used_up(plug.op(), self.driver.in_flight()) {
+                unused = Some(slot);
                 self.scheduler.pass_over(pick);
                 continue;
             }
-            self.shares.take(record, &op);
-            if let Err(slot) = self.submit(slot, record, step, &op) {
-                self.driver.cancel_reserved(slot);
+            self.shares.take(record, plug.op());
+            let alone = plug.is_empty() && self.scheduler.is_empty();
+            if step == Step::Transfer && !alone && plug.may_open() {
+                plug.open(slot, pick);
+                self.scheduler.issued(pick, now);
+                submitted += 1;
+                if plug.is_full() && !self.unplug(plug, &mut submitted) {
+                    break;
+                }
+                continue;
+            }
+            if let Err(slot) = self.submit(slot, record, step, plug.op()) {
+                unused = Some(slot);
                 self.shares.give_back(record);
                 self.scheduler.put_back(pick);
                 break;
@@ -65,6 +92,10 @@ impl<S: SubmitHalf> Submitter<S> {
             self.count_issue(record);
             submitted += 1;
         }
+        if let Some(slot) = unused {
+            self.driver.cancel_reserved(slot);
+        }
+        while !plug.is_empty() && self.unplug(plug, &mut submitted) {}
         submitted
     }
 

@@ -34,6 +34,8 @@ const PIECE_BYTES: u64 = 64 << 20;
 /// What comes next for a request. The operation itself stands with the caller: handed back by value it would be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// The operation: a whole read or write that others may join.
+    Transfer,
     /// The operation.
     Op,
     /// The operation, with the segments that the Submitter has gathered.
@@ -54,6 +56,7 @@ impl<S: SubmitHalf> Submitter<S> {
             return self.next_step_of_others(queue, record, &sqe, op);
         }
         let rights = self.sessions.rights(queue);
+        let merges = rights.merges;
         let Some(volume) = rights.serving(sqe.volume) else {
             return self.wait_for_volume(queue, record, &sqe);
         };
@@ -77,7 +80,8 @@ impl<S: SubmitHalf> Submitter<S> {
             offset: sqe.offset + done,
             fua: sqe.flags & sqe_flags::FUA != 0,
         };
-        Ok(Step::Op)
+        // What comes a second time does so because it was short, or failed, perhaps together with others.
+        Ok(if merges && !request.was_issued() { Step::Transfer } else { Step::Op })
     }
 
     /// The next step of what is not a plain read or write.
@@ -212,14 +216,14 @@ impl<S: SubmitHalf> Submitter<S> {
         op: &Op,
     ) -> Result<(), Reserved> {
         match step {
-            Step::Op => self.submit_plain(slot, record, op),
+            Step::Transfer | Step::Op => self.submit_plain(slot, record, op),
             Step::Vectored => self.submit_vectored(slot, record, op),
             Step::Held => unreachable!("nothing to submit"),
         }
     }
 
     #[inline]
-    fn submit_plain(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
+    pub(super) fn submit_plain(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
         match self.driver.submit(slot, record, op) {
             Ok(_) => Ok(()),
             Err(slot) => {

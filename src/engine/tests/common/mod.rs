@@ -12,7 +12,7 @@ use std::{
 
 use ferrio_driver::{Driver, OpenOptions, Target, select::BackendChoice};
 use ferrio_engine::{
-    EngineConfig, EngineError, Grant, QueueAttach, Resumed, SessionSpec, Threads, VolumeId,
+    EngineConfig, EngineError, Grant, MergeLimits, QueueAttach, Resumed, SessionSpec, Threads, VolumeId,
     clock::{self, Nanos},
     engine::Threaded,
     inject::{Command, Reply},
@@ -66,6 +66,8 @@ pub struct Rig<D: Driver> {
     pub features: u64,
     /// Sleeps when there is nothing to do, as the thread would.
     pub sleeps: bool,
+    /// Requests of the sessions that are opened may be joined.
+    pub merge: bool,
     next_session: u64,
     config: EngineConfig,
 }
@@ -77,6 +79,7 @@ pub struct Seed {
     clock: fn() -> Nanos,
     features: u64,
     sleeps: bool,
+    merge: bool,
     next_session: u64,
     pub config: EngineConfig,
 }
@@ -118,27 +121,31 @@ impl<D: Driver> Rig<D> {
             threads,
             spin_us: 0,
             budgets: [4, 2, 2],
+            merge: MergeLimits::default(),
             helpers: 2,
             journal: journal.path().join("journal"),
             epoch: 1,
         };
         let dir = [dir, journal];
-        let seed = Seed { dir, clock: clock::now, features: 0, sleeps: false, next_session: 1, config };
+        // A puppet shows requests one by one.
+        let merge = D::NAME != puppet::Puppet::NAME;
+        let seed =
+            Seed { dir, clock: clock::now, features: 0, sleeps: false, merge, next_session: 1, config };
         Self::again(seed).unwrap()
     }
 
     /// What the next engine starts from.
     pub fn seed(&self) -> Seed {
-        let Self { dir, clock, features, sleeps, next_session, config, .. } = self;
-        let (dir, config) = (dir.clone(), config.clone());
-        Seed { dir, clock: *clock, features: *features, sleeps: *sleeps, next_session: *next_session, config }
+        let Self { clock, features, sleeps, merge, next_session, .. } = *self;
+        let (dir, config) = (self.dir.clone(), self.config.clone());
+        Seed { dir, clock, features, sleeps, merge, next_session, config }
     }
 
     /// Takes the journal of another engine over.
     pub fn again(seed: Seed) -> Result<Self, EngineError> {
-        let Seed { dir, clock, features, sleeps, next_session, config } = seed;
+        let Seed { dir, clock, features, sleeps, merge, next_session, config } = seed;
         let parts = Threaded::<D>::new(&config)?;
-        Ok(Self { parts, dir, queues: Vec::new(), clock, features, sleeps, next_session, config })
+        Ok(Self { parts, dir, queues: Vec::new(), clock, features, sleeps, merge, next_session, config })
     }
 
     /// The engine ends where it stands, and another one, of another configuration perhaps, takes its journal over.
@@ -246,6 +253,7 @@ impl<D: Driver> Rig<D> {
             features: self.features,
             weight: DEFAULT_WEIGHT,
             group: None,
+            merge: self.merge,
             on_fault: Box::new(move |reason| *seen.lock().unwrap() = Some(reason)),
         };
         (spec, to_daemon, from_daemon)

@@ -20,6 +20,16 @@ struct Stage {
     offsets: Vec<u64>,
     kept: Vec<Completion>,
     ready: Vec<Completion>,
+    refuses: Refuses,
+}
+
+/// What the driver has no room for.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Refuses {
+    #[default]
+    Nothing,
+    Vectored,
+    All,
 }
 
 thread_local! {
@@ -51,6 +61,18 @@ pub fn answer(place: usize, errno: Option<i32>) {
     });
 }
 
+/// From now on.
+pub fn refuse(what: Refuses) {
+    on_stage(|stage| stage.refuses = what);
+}
+
+fn note(user: u32, op: &Op) {
+    on_stage(|stage| {
+        stage.submitted.push(op.offset);
+        stage.offsets[user as usize] = op.offset;
+    });
+}
+
 /// The driver.
 pub struct Puppet;
 
@@ -76,11 +98,11 @@ impl SubmitHalf for PuppetSubmit {
     }
 
     fn submit(&mut self, slot: Reserved, user: u32, op: &Op) -> Result<Tag, Reserved> {
+        if on_stage(|stage| stage.refuses) == Refuses::All {
+            return Err(slot);
+        }
         let tag = self.0.submit(slot, user, op)?;
-        on_stage(|stage| {
-            stage.submitted.push(op.offset);
-            stage.offsets[user as usize] = op.offset;
-        });
+        note(user, op);
         Ok(tag)
     }
 
@@ -91,7 +113,12 @@ impl SubmitHalf for PuppetSubmit {
         op: &Op,
         segments: &[Segment],
     ) -> Result<Tag, Reserved> {
-        self.0.submit_vectored(slot, user, op, segments)
+        if on_stage(|stage| stage.refuses) != Refuses::Nothing {
+            return Err(slot);
+        }
+        let tag = self.0.submit_vectored(slot, user, op, segments)?;
+        note(user, op);
+        Ok(tag)
     }
 
     fn commit(&mut self) -> io::Result<u32> {

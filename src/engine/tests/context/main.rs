@@ -18,7 +18,7 @@ use ferrio_driver::{
     select::{self, BackendChoice},
 };
 use ferrio_engine::{
-    Engine, EngineConfig, Threads, VolumeId,
+    Engine, EngineConfig, MergeLimits, Threads, VolumeId,
     context::{IoCallback, IoCompletion, IoContext, IoContextBuilder, IoVolume, IoWorkers},
 };
 use tempfile::TempDir;
@@ -57,6 +57,7 @@ impl TestEngine {
             threads: Threads::Auto,
             spin_us: 0,
             budgets: [4, 2, 2],
+            merge: MergeLimits::default(),
             helpers: 2,
             journal: journal.path().join("journal"),
             epoch: 1,

@@ -59,6 +59,7 @@ impl RingSession {
                 features: 0,
                 weight: DEFAULT_WEIGHT,
                 group: None,
+                merge: true,
                 on_fault: Box::new(|reason| panic!("{reason}")),
             })
             .unwrap();

@@ -50,6 +50,7 @@ fn request() -> OpenSessionRequest {
         abi_max: 1,
         features: u64::MAX,
         hugepages: false,
+        no_merge: false,
     }
 }
 

@@ -29,6 +29,7 @@ pub fn session(session_id: u64) -> SavedSession {
         opened_ms: 1_700_000_000_000,
         features: 0x7f,
         hugepages: Some(SavedHugePages { bytes: 2 << 20, reason: String::new() }),
+        no_merge: true,
         memory: MemoryFile { dev: 1, ino: 7, bytes: layout.memory_bytes },
         arena_offset: layout.arena_offset,
         arena_bytes: layout.arena_bytes,

@@ -1,0 +1,248 @@
+use ferrio_driver::{FileIndex, OpKind, RegionIndex};
+use proptest::prelude::*;
+
+use super::*;
+
+const BLOCK: u32 = 512;
+
+/// A request as a test names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    kind: OpKind,
+    class: Class,
+    file: u32,
+    fua: bool,
+    /// Blocks.
+    offset: u64,
+    length: u32,
+    region: u32,
+    region_offset: u64,
+    /// May be joined with others.
+    merges: bool,
+}
+
+impl Asked {
+    fn op(&self) -> Op {
+        Op {
+            kind: self.kind,
+            file: FileIndex(self.file),
+            region: RegionIndex(self.region),
+            region_offset: self.region_offset * u64::from(BLOCK),
+            length: self.length * BLOCK,
+            offset: self.offset * u64::from(BLOCK),
+            fua: self.fua,
+        }
+    }
+}
+
+const READ: Asked = Asked {
+    kind: OpKind::Read,
+    class: Class::Read,
+    file: 0,
+    fua: false,
+    offset: 0,
+    length: 8,
+    region: 0,
+    region_offset: 0,
+    merges: true,
+};
+
+/// An operation that was submitted: which requests are in it, in their order.
+#[derive(Debug)]
+struct Submitted {
+    op: Op,
+    requests: Vec<u32>,
+    segments: Vec<Segment>,
+    in_a_row: bool,
+}
+
+/// What a pass does with requests, without driver and scheduler.
+fn pass(limits: MergeLimits, asked: &[Asked]) -> Vec<Submitted> {
+    let mut plug = Plug::new(limits);
+    let mut submitted = Vec::new();
+    for (record, asked) in (0..).zip(asked) {
+        let pick = Pick { record, class: asked.class, cost: 1 };
+        *plug.op() = asked.op();
+        if asked.merges && plug.join(pick) {
+            continue;
+        }
+        if !asked.merges || !plug.may_open() {
+            let op = *plug.op();
+            submitted.push(Submitted { op, requests: vec![record], segments: vec![], in_a_row: false });
+            continue;
+        }
+        plug.open(record, pick);
+        if plug.is_full() {
+            submit(&mut plug, &mut submitted);
+        }
+    }
+    while !plug.is_empty() {
+        submit(&mut plug, &mut submitted);
+    }
+    submitted
+}
+
+fn submit(plug: &mut Plug<u32>, submitted: &mut Vec<Submitted>) {
+    let place = plug.oldest().expect("something is open");
+    let requests: Vec<u32> = place.picks().iter().map(|pick| pick.record).collect();
+    assert_eq!(*place.slot(), requests.first().copied(), "the slot of its first request");
+    let (op, segments, in_a_row) = (*place.op(), place.segments().to_vec(), place.is_in_a_row());
+    submitted.push(Submitted { op, requests, segments, in_a_row });
+    plug.close_oldest();
+}
+
+fn requests(submitted: &[Submitted]) -> Vec<Vec<u32>> {
+    submitted.iter().map(|one| one.requests.clone()).collect()
+}
+
+#[test]
+fn runs_meet_whatever_comes_between_them() {
+    let at = |offset| Asked { offset, ..READ };
+    let three = [at(0), at(1000), at(2000), at(8), at(1008), at(2008), at(2016), at(16)];
+    let limits = MergeLimits::default();
+    assert_eq!(requests(&pass(limits, &three)), [vec![0, 3, 7], vec![1, 4], vec![2, 5, 6]]);
+    // As many are open as there are places but for one; then the oldest goes.
+    let five = [at(0), at(1000), at(2000), at(3000), at(8), at(3008)];
+    assert_eq!(requests(&pass(limits, &five)), [vec![0], vec![1], vec![2], vec![3, 5], vec![4]]);
+}
+
+#[test]
+fn what_differs_stays_apart() {
+    let next = Asked { offset: 8, ..READ };
+    for (what, second) in [
+        ("another volume", Asked { file: 1, ..next }),
+        ("another direction", Asked { kind: OpKind::Write, ..next }),
+        ("another class", Asked { class: Class::Prio, ..next }),
+        ("FUA", Asked { fua: true, ..next }),
+        ("a gap", Asked { offset: 9, ..next }),
+        ("an overlap", Asked { offset: 7, ..next }),
+        ("a session that does not merge", Asked { merges: false, ..next }),
+    ] {
+        assert_eq!(pass(MergeLimits::default(), &[READ, second]).len(), 2, "{what}");
+    }
+    assert_eq!(pass(MergeLimits::default(), &[READ, next]).len(), 1);
+    for off in [MergeLimits::OFF, MergeLimits { segments_max: 1, ..MergeLimits::default() }] {
+        assert_eq!(pass(off, &[READ, next]).len(), 2, "{off:?}");
+    }
+}
+
+/// Two operations may end at one place, of different volumes: each is asked.
+#[test]
+fn two_that_end_alike_are_told_apart() {
+    let other = Asked { file: 1, ..READ };
+    let asked = [READ, other, Asked { offset: 8, ..other }, Asked { offset: 8, ..READ }];
+    assert_eq!(requests(&pass(MergeLimits::default(), &asked)), [vec![0, 3], vec![1, 2]]);
+}
+
+#[test]
+fn limits_are_hit_exactly() {
+    let asked: Vec<Asked> = (0..20).map(|n| Asked { offset: 8 * n, ..READ }).collect();
+    let sizes = |bytes_max, segments_max| -> Vec<usize> {
+        let submitted = pass(MergeLimits { bytes_max, segments_max }, &asked);
+        submitted.iter().map(|one| one.requests.len()).collect()
+    };
+    assert_eq!(sizes(1 << 20, 8), [8, 8, 4]);
+    assert_eq!(sizes(8 * 4096, 256), [8, 8, 4]);
+    assert_eq!(sizes(8 * 4096 - 1, 256), [7, 7, 6], "one byte less");
+    assert_eq!(sizes(4096, 256), [1; 20], "what has no room to grow");
+}
+
+#[test]
+fn memory_in_a_row_is_seen() {
+    let part = |offset, region, region_offset| Asked { offset, region, region_offset, ..READ };
+    let in_a_row = |asked: &[Asked]| {
+        let submitted = pass(MergeLimits::default(), asked);
+        assert_eq!(submitted.len(), 1, "{submitted:?}");
+        submitted[0].in_a_row
+    };
+    assert!(in_a_row(&[part(0, 3, 100), part(8, 3, 108), part(16, 3, 116)]));
+    assert!(!in_a_row(&[part(0, 3, 100), part(8, 4, 108)]), "another region");
+    assert!(!in_a_row(&[part(0, 3, 100), part(8, 3, 107)]));
+    assert!(!in_a_row(&[part(0, 3, 100), part(8, 3, 116), part(16, 3, 124)]), "a gap before");
+}
+
+/// The driver takes nothing more: the requests come out last first, each with the slots of their operations.
+#[test]
+fn what_is_open_is_undone_last_first() {
+    let mut plug = Plug::new(MergeLimits::default());
+    for (record, offset) in [(0, 0), (1, 1000), (2, 8), (3, 2000), (4, 3000)] {
+        *plug.op() = Asked { offset, ..READ }.op();
+        let pick = Pick { record, class: Class::Read, cost: 1 };
+        if !plug.join(pick) {
+            plug.open(record, pick);
+        }
+    }
+    assert!(plug.is_full());
+    let mut undone = Vec::new();
+    let mut slots = Vec::new();
+    while let Some(slot) = plug.undo_newest(|pick| undone.push(pick.record)) {
+        slots.push(slot);
+    }
+    assert_eq!((undone, slots), (vec![4, 3, 1, 2, 0], vec![4, 3, 1, 0]));
+    assert!(plug.is_empty());
+    *plug.op() = Asked { offset: 16, ..READ }.op();
+    assert!(!plug.join(Pick { record: 5, class: Class::Read, cost: 1 }), "nothing is left open");
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let class = prop_oneof![Just(Class::Prio), Just(Class::Read)];
+    let kind = prop_oneof![Just(OpKind::Read), Just(OpKind::Read), Just(OpKind::Write)];
+    let place = (0..24u64, 1..4u32, 0..2u32, 0..40u64);
+    let rare = prop::bool::weighted(0.1);
+    (kind, class, prop::bool::weighted(0.2), rare, prop::bool::weighted(0.9), place).prop_map(
+        |(kind, class, other_file, fua, merges, (offset, length, region, region_offset))| Asked {
+            kind,
+            class,
+            file: other_file.into(),
+            fua,
+            offset,
+            length,
+            region,
+            region_offset,
+            merges,
+        },
+    )
+}
+
+proptest! {
+    /// Requests in any order: each goes once, and an operation is one stretch of alike requests within the limits, whose
+    /// memory is that of its requests.
+    #[test]
+    fn each_goes_once_and_joined_ones_are_alike(
+        asked in prop::collection::vec(asked(), 0..60),
+        blocks_max in 0..16u32,
+        segments_max in 1..8u32,
+    ) {
+        let limits = MergeLimits { bytes_max: blocks_max * BLOCK, segments_max };
+        let submitted = pass(limits, &asked);
+        let mut all: Vec<u32> = submitted.iter().flat_map(|one| one.requests.iter().copied()).collect();
+        all.sort_unstable();
+        prop_assert_eq!(all, (0..asked.len() as u32).collect::<Vec<_>>());
+        for one in &submitted {
+            let parts: Vec<&Asked> = one.requests.iter().map(|record| &asked[*record as usize]).collect();
+            let first = parts[0];
+            prop_assert_eq!(one.op.offset, first.op().offset);
+            let bytes: u32 = parts.iter().map(|part| part.op().length).sum();
+            prop_assert_eq!(one.op.length, bytes);
+            let mut end = first.op().offset;
+            for part in &parts {
+                let alike = |asked: &Asked| (asked.kind, asked.class, asked.file, asked.fua);
+                prop_assert_eq!(alike(part), alike(first));
+                prop_assert_eq!(part.op().offset, end);
+                end += u64::from(part.op().length);
+            }
+            if parts.len() == 1 {
+                prop_assert!(one.segments.is_empty());
+                continue;
+            }
+            prop_assert!(bytes <= limits.bytes_max && parts.len() <= segments_max as usize);
+            prop_assert!(parts.iter().all(|part| part.merges));
+            prop_assert!(one.requests.is_sorted(), "in the order in which they came");
+            let memory: Vec<Segment> = parts.iter().map(|part| segment(&part.op())).collect();
+            let in_a_row = memory.windows(2).all(|pair| {
+                pair[0].region == pair[1].region && pair[0].offset + u64::from(pair[0].length) == pair[1].offset
+            });
+            prop_assert_eq!((&one.segments, one.in_a_row), (&memory, in_a_row));
+        }
+    }
+}
