@@ -400,7 +400,9 @@ impl Scheduler {
 
     /// The driver has no room: the request is where it was. The newest first, if there are more.
     pub fn put_back(&mut self, pick: Pick) {
-        self.queues.put_back(pick);
+        self.refund(pick);
+        self.forget_throttle(pick.record);
+        self.queues.put_back(pick.record);
     }
 
     /// Its volume has its share of the slots: its flow waits until the next pass.
@@ -411,11 +413,17 @@ impl Scheduler {
 
     /// Something else than its turn holds it back now, and [`Self::push_front`] brings it back.
     pub fn held(&mut self, pick: Pick) {
-        self.queues.refund(pick);
+        self.refund(pick);
+    }
+
+    fn refund(&mut self, pick: Pick) {
+        if self.queues.refund(pick) {
+            self.rounds.refund(pick.class, pick.cost);
+        }
     }
 
     fn shut(&mut self, pick: Pick) {
-        self.queues.refund(pick);
+        self.refund(pick);
         self.end_run();
         self.queues.shut(pick.record);
     }

@@ -96,7 +96,8 @@ fn what_is_put_back_was_not_served() {
     (2..4).for_each(|record| push(&mut queues, record, Arrival { queue: 1, ..READ }));
     for _ in 0..10 {
         let pick = begin(&mut queues, Class::Read).unwrap();
-        queues.put_back(pick);
+        assert!(!queues.refund(pick));
+        queues.put_back(pick.record);
         queues.end_run();
     }
     let order = drain(&mut queues, Class::Read);
@@ -121,6 +122,21 @@ fn a_run_is_charged_when_it_ends() {
 }
 
 #[test]
+fn what_is_put_back_opens_its_flow() {
+    let mut queues = queues(1, 8);
+    (0..3).for_each(|record| push(&mut queues, record, READ));
+    queues.begin_run(Class::Read, 2);
+    let [first, second] = [(); 2].map(|()| queues.pop().unwrap());
+    queues.refund(second);
+    queues.end_run();
+    queues.shut(second.record);
+    assert!(queues.refund(first), "its run has ended");
+    queues.put_back(first.record);
+    assert!(!queues.reopen(first.record), "it is open");
+    assert_eq!(drain(&mut queues, Class::Read), [0, 1, 2]);
+}
+
+#[test]
 fn what_is_alone_is_not_charged() {
     let mut queues = queues(2, 8);
     for _ in 0..100 {
@@ -140,7 +156,7 @@ fn what_goes_back_after_it_was_alone_is_next() {
     let mut queues = queues(1, 8);
     queues.push_new(0, &READ);
     let alone = queues.pop_alone().unwrap();
-    queues.put_back(alone);
+    queues.put_back(alone.record);
     queues.push_new(1, &READ);
     assert_eq!(drain(&mut queues, Class::Read), [0, 1]);
 }
@@ -256,7 +272,8 @@ proptest! {
                     free.push(pick.record);
                 },
                 Step::PutBack(class) => if let Some(pick) = begin(&mut queues, Class::ALL[usize::from(class)]) {
-                    queues.put_back(pick);
+                    prop_assert!(!queues.refund(pick));
+                    queues.put_back(pick.record);
                     queues.end_run();
                 },
                 Step::Shut(class) => if let Some(record) = shut_first(&mut queues, Class::ALL[usize::from(class)]) {

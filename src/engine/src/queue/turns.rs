@@ -1,6 +1,6 @@
 //! Whose turn it is: a run of requests of one flow, charged together when it ends.
 
-use super::{Class, ClassQueues, Flow, Pick, cost_of};
+use super::{Class, ClassQueues, Flow, Pick, State, cost_of};
 use crate::links::NIL;
 
 /// The turn of a flow.
@@ -75,24 +75,27 @@ impl ClassQueues {
         Some((class, charged))
     }
 
-    /// A record that was popped was not served.
-    pub fn refund(&mut self, pick: Pick) {
+    /// A record that was popped was not served. True: its run has ended, and its class was charged.
+    pub fn refund(&mut self, pick: Pick) -> bool {
         let entry = &self.entries[pick.record as usize];
-        if entry.flow == self.run.flow {
-            // Less than it cost, if it came from the run before.
-            self.run.charged = self.run.charged.saturating_sub(pick.cost);
+        if entry.flow == self.run.flow && self.run.charged >= pick.cost {
+            self.run.charged -= pick.cost;
             self.run.left += pick.cost;
-        } else {
-            let flow = &self.flows[entry.flow as usize];
-            self.fair[flow.class.index()].refund(flow.session, pick.cost);
+            return false;
         }
+        let flow = &self.flows[entry.flow as usize];
+        self.fair[flow.class.index()].refund(flow.session, pick.cost);
+        true
     }
 
-    /// Undoes [`Self::pop`]: the newest first, if there are more.
-    pub fn put_back(&mut self, pick: Pick) {
-        self.refund(pick);
-        let id = self.insert_front(pick.record);
-        if self.flows[id as usize].len == 1 && self.run.flow != id {
+    /// Undoes [`Self::pop`], after [`Self::refund`]: the newest first, if there are more. A flow that was shut since is open
+    /// then: this one need not wait.
+    pub fn put_back(&mut self, record: u32) {
+        let id = self.insert_front(record);
+        let flow = &mut self.flows[id as usize];
+        let linked = flow.state == State::Open && (flow.len > 1 || self.run.flow == id);
+        flow.state = State::Open;
+        if !linked {
             self.link(id);
         }
     }

@@ -69,6 +69,11 @@ impl Rounds {
         self.left[class.index()] -= i64::from(cost);
     }
 
+    /// They were not served after all.
+    pub fn refund(&mut self, class: Class, cost: u32) {
+        self.left[class.index()] += i64::from(cost);
+    }
+
     /// What is left of the round for a class.
     #[inline]
     pub fn left(&self, class: Class) -> u32 {
