@@ -5,6 +5,7 @@
 //! `ferrioctl bench` runs in pairs of rounds: beside a process of another user that does the same hostile thing again and
 //! again, then beside one that only computes and takes as much CPU time as that one took. On a machine with few CPUs whoever
 //! computes slows everybody; what is left in the ratio is what the daemon lets a client do to others. Wanted: 0.95 or more.
+//! The control thread's part of a CPU, and the sessions opened per second, beside the hostile client, say what it has done.
 
 use std::{
     os::unix::process::CommandExt,
@@ -34,7 +35,9 @@ fn what_a_hostile_client_costs_the_others() {
     }
     let number = |name: &str, or: f64| std::env::var(name).map_or(or, |text| text.parse().expect("a number"));
     let (pairs, runtime) = (number("FERRIO_PAIRS", 9.0) as usize, number("FERRIO_RUNTIME", 1.0));
-    let daemon = DaemonBuilder::new()
+    let acts = chosen("FERRIO_ACT", Act::value_variants().iter().map(|act| act.name()).collect());
+    let volumes = chosen("FERRIO_VOLUME", vec!["data".to_owned(), "null".to_owned()]);
+    let mut daemon = DaemonBuilder::new()
         .engine("main", "auto", "")
         .file("data", 256 * MIB)
         .null("null", 256 * MIB)
@@ -45,33 +48,80 @@ fn what_a_hostile_client_costs_the_others() {
     // Writes the file whole.
     iops(&daemon, "data", 0.05, false);
     println!(
-        "{:<16} {:>6} {:>6} {:>6} {:>22} {:>12} {:>8}",
-        "act", "volume", "pairs", "ratio", "interval (coverage)", "IOPS beside", "its CPU"
+        "{:<16} {:>6} {:>6} {:>6} {:>22} {:>12} {:>8} {:>8} {:>10}",
+        "act",
+        "volume",
+        "pairs",
+        "ratio",
+        "interval (coverage)",
+        "IOPS beside",
+        "its CPU",
+        "control",
+        "sessions/s"
     );
-    for volume in ["data", "null"] {
-        for act in Act::value_variants() {
-            let (mut ratios, mut beside, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    for volume in &volumes {
+        for act in &acts {
+            let (mut ratios, mut rounds) = (Vec::new(), Vec::new());
             for _ in 0..pairs {
-                let measure = || iops(&daemon, volume, runtime, true);
-                let (hostile, share) =
-                    Neighbour::start(&daemon, &client, &["hostile", &act.name()]).during(measure);
-                let compute = ["compute", &share.to_string()];
-                let (neutral, _) = Neighbour::start(&daemon, &client, &compute).during(measure);
-                ratios.push(hostile / neutral);
-                beside.push(hostile);
-                shares.push(share);
+                let hostile = Round::beside(&mut daemon, &client, volume, runtime, &["hostile", act]);
+                let compute = ["compute", &hostile.share.to_string()];
+                let neutral = Round::beside(&mut daemon, &client, volume, runtime, &compute);
+                ratios.push(hostile.iops / neutral.iops);
+                rounds.push(hostile);
             }
             let Some(Interval { low, high, coverage }) = Interval::of(ratios.iter().copied()) else { return };
+            let of = |number: fn(&Round) -> f64| median(rounds.iter().map(number));
             println!(
-                "{:<16} {volume:>6} {pairs:>6} {:>6.3} {:>22} {:>12.0} {:>6.0} %",
-                act.name(),
+                "{act:<16} {volume:>6} {pairs:>6} {:>6.3} {:>22} {:>12.0} {:>6.0} % {:>6.1} % {:>10.0}",
                 median(ratios),
                 format!("{low:.3} - {high:.3} ({:.0} %)", 100.0 * coverage),
-                median(beside),
-                100.0 * median(shares)
+                of(|round| round.iops),
+                100.0 * of(|round| round.share),
+                100.0 * of(|round| round.control),
+                of(|round| round.sessions),
             );
         }
     }
+}
+
+/// What an environment variable names, or all.
+fn chosen(variable: &str, all: Vec<String>) -> Vec<String> {
+    let Ok(name) = std::env::var(variable) else { return all };
+    assert!(all.contains(&name), "{variable}={name}: one of {all:?} is wanted");
+    vec![name]
+}
+
+/// A round of ferrio beside a neighbour.
+struct Round {
+    iops: f64,
+    /// Part of a CPU that the neighbour took.
+    share: f64,
+    /// The same of the daemon's control thread.
+    control: f64,
+    /// Sessions opened per second; the bench's own is one of them.
+    sessions: f64,
+}
+
+impl Round {
+    fn beside(daemon: &mut Daemon, client: &Path, volume: &str, runtime: f64, words: &[&str]) -> Self {
+        let mut neighbour = Neighbour::start(daemon, client, words);
+        let control = daemon.process().pid();
+        let begin = (Instant::now(), neighbour.cpu_seconds(), cpu_seconds(control), opened(daemon));
+        let iops = iops(daemon, volume, runtime, true);
+        let elapsed = begin.0.elapsed().as_secs_f64();
+        let round = Self {
+            iops,
+            share: (neighbour.cpu_seconds() - begin.1) / elapsed,
+            control: (cpu_seconds(control) - begin.2) / elapsed,
+            sessions: (opened(daemon) - begin.3) / elapsed,
+        };
+        assert!(!neighbour.0.has_ended(), "it ended: {}", neighbour.0.stderr());
+        round
+    }
+}
+
+fn opened(daemon: &Daemon) -> f64 {
+    daemon.ctl_json(&["stats"])["sessions_opened"].as_f64().expect("a number")
 }
 
 /// One round of ferrio.
@@ -106,19 +156,15 @@ impl Neighbour {
         Self(process)
     }
 
-    /// Measures while it runs; also returns which part of a CPU it took.
-    fn during(mut self, measure: impl FnOnce() -> f64) -> (f64, f64) {
-        let (begin, used) = (Instant::now(), self.cpu_seconds());
-        let measured = measure();
-        let share = (self.cpu_seconds() - used) / begin.elapsed().as_secs_f64();
-        assert!(!self.0.has_ended(), "it ended: {}", self.0.stderr());
-        (measured, share)
-    }
-
     fn cpu_seconds(&self) -> f64 {
-        let path = PathBuf::from(format!("/proc/{}/schedstat", self.0.pid()));
-        let text = std::fs::read_to_string(&path).expect("a kernel with CONFIG_SCHED_INFO");
-        let nanoseconds = text.split(' ').next().and_then(|word| word.parse::<f64>().ok());
-        nanoseconds.unwrap_or_else(|| panic!("{}: {text}", path.display())) / 1e9
+        cpu_seconds(self.0.pid())
     }
+}
+
+/// CPU time of a process's first thread.
+fn cpu_seconds(pid: u32) -> f64 {
+    let path = PathBuf::from(format!("/proc/{pid}/schedstat"));
+    let text = std::fs::read_to_string(&path).expect("a kernel with CONFIG_SCHED_INFO");
+    let nanoseconds = text.split(' ').next().and_then(|word| word.parse::<f64>().ok());
+    nanoseconds.unwrap_or_else(|| panic!("{}: {text}", path.display())) / 1e9
 }

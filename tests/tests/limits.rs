@@ -11,7 +11,8 @@ use ferrio_shm::{abi::Opcode, entry::Sqe};
 use ferrio_tests::{
     Beside, Daemon, DaemonBuilder, Footprint, Process,
     beside::sessions,
-    process::{program, wait_until},
+    hostile::{Act, TARGET},
+    process::{copy_program, program, wait_until},
     raw,
     skip::{has_program, is_root, skip},
 };
@@ -112,6 +113,36 @@ fn a_control_connection_too_many_is_told_so() {
     }
     assert!(!daemon.process().has_ended());
     raw::open_request(&daemon.control(), request(1, 0)).expect("another user is served");
+}
+
+/// Who opens sessions and breaks them as fast as it can gets its user's pace, and goes on; another user notices nothing.
+#[test]
+fn sessions_are_opened_at_the_pace_of_a_user() {
+    if !is_root() {
+        return skip("a second user needs root", false);
+    }
+    let daemon = DaemonBuilder::new().file(TARGET, 4 << 20).file("data", 4 << 20).start();
+    let client = daemon.path("client");
+    copy_program("ferrio-test-client", &client);
+    let mut command = Command::new(&client);
+    command.arg("--socket").arg(daemon.control()).args(["hostile", &Act::BrokenSessions.name()]);
+    let begin = Instant::now();
+    let mut hostile = Process::start(command.uid(OTHER).gid(OTHER));
+    wait_until("a session to wait for its turn", || daemon.log().contains("waits for its turn"));
+    let opened = || daemon.ctl_json(&["stats"])["sessions_opened"].as_u64().expect("a number");
+    let before = opened();
+    wait_until("its turn to come", || opened() > before + 64);
+    let opened = opened();
+    // What it may open at once, and in this time.
+    let allowed = 4 * 64 + (64.0 * begin.elapsed().as_secs_f64()) as u64;
+    assert!(opened <= allowed + 1, "{opened} opened, {allowed} allowed");
+    let log = daemon.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("waits for its turn")).collect();
+    for part in [&format!("uid {OTHER}"), "64 sessions per second", "limits.sessions_per_uid_max"] {
+        assert!(told.iter().all(|line| line.contains(part)), "{part:?} is missing in: {told:?}");
+    }
+    daemon.client(&["verify", "data"]).finish().expect(0);
+    assert!(!hostile.has_ended(), "it is not refused: {}", hostile.stderr());
 }
 
 /// A client that fills deep rings and never takes an answer holds what it was given, and no more.

@@ -26,6 +26,7 @@ pub mod error;
 pub mod hugepages;
 mod list;
 pub mod memory;
+pub mod pacing;
 pub mod plan;
 pub mod process;
 pub mod regions;
@@ -56,6 +57,7 @@ pub use resuming::Claim;
 use error::OpenError;
 use hugepages::{HugePages, Makers};
 use memory::{ClientEnds, EngineEnds, SessionMemory};
+use pacing::Pacing;
 use plan::{Plan, PlannedVolume, Rules};
 use process::Birth;
 use regions::Regions;
@@ -82,6 +84,7 @@ pub struct Sessions {
     dropped: AtomicU64,
     requests_dropped: AtomicU64,
     makers: Makers,
+    pacing: Pacing,
     store: Store,
     resume_timeout: Duration,
     predecessor: Option<LockHolder>,
@@ -188,6 +191,7 @@ impl Sessions {
         let (notices, receiver) = mpsc::unbounded_channel();
         let engine_names = setup.engines.iter().map(|engine| engine.info().name.clone()).collect();
         let sessions = Self {
+            pacing: Pacing::new(setup.limits.sessions_per_uid_max),
             limits: setup.limits,
             volumes: setup.volumes,
             engines: setup.engines,
@@ -219,16 +223,27 @@ impl Sessions {
         Duration::from_secs(self.limits.attach_timeout_s.into())
     }
 
+    /// Resolves when it is the turn of `peer`'s user to open a session: see [`pacing`].
+    pub async fn turn_of(&self, peer: &PeerIdentity) -> Result<(), OpenError> {
+        let turn = self.pacing.turn(peer.uid, peer.pid, Instant::now());
+        if !turn.wait.is_zero() {
+            tokio::time::sleep(turn.wait).await;
+        }
+        turn.comes.inspect_err(|error| self.refuse(error, peer))
+    }
+
     /// Opens a session for `peer`. The caller sees to it that [`Sessions::expire`] is called in time.
     pub fn open(
         &self,
         request: &v1::OpenSessionRequest,
         peer: &PeerIdentity,
     ) -> Result<v1::OpenSessionResponse, OpenError> {
-        self.try_open(request, peer).inspect_err(|error| {
-            self.refused.fetch_add(1, Relaxed);
-            log::refusal(format_args!("session refused to pid {}, uid {}: {error}", peer.pid, peer.uid));
-        })
+        self.try_open(request, peer).inspect_err(|error| self.refuse(error, peer))
+    }
+
+    fn refuse(&self, error: &OpenError, peer: &PeerIdentity) {
+        self.refused.fetch_add(1, Relaxed);
+        log::refusal(format_args!("session refused to pid {}, uid {}: {error}", peer.pid, peer.uid));
     }
 
     fn try_open(

@@ -25,6 +25,7 @@ impl From<OpenError> for Status {
             OpenError::ReadOnly(_) => (Code::FailedPrecondition, Errno::ROFS),
             OpenError::Busy { .. } => (Code::FailedPrecondition, Errno::BUSY),
             OpenError::Limit { .. } => (Code::ResourceExhausted, Errno::DQUOT),
+            OpenError::TooFast { .. } => (Code::ResourceExhausted, Errno::AGAIN),
             OpenError::Draining => (Code::Unavailable, Errno::SHUTDOWN),
             OpenError::System { source, .. } => {
                 (Code::ResourceExhausted, Errno::from_io_error(source).unwrap_or(Errno::IO))

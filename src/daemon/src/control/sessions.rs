@@ -9,7 +9,7 @@ use ferrio_api::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Daemon, errors, incoming};
+use super::{Daemon, Phase, errors, incoming, reached};
 
 /// Bytes of the reason for an eviction; it goes into one lease message.
 const REASON_BYTES_MAX: u64 = 256;
@@ -21,6 +21,11 @@ impl Sessions for Daemon {
         request: Request<OpenSessionRequest>,
     ) -> Result<Response<OpenSessionResponse>, Status> {
         let peer = incoming::identity(&request)?;
+        tokio::select! {
+            turn = self.sessions.turn_of(&peer) => turn?,
+            // Waits for nothing any more: it is told that the daemon stops.
+            () = reached(self.phase.clone(), Phase::Draining) => {}
+        }
         let mut answer = self.sessions.open(request.get_ref(), &peer)?;
         let (sessions, session_id) = (Arc::clone(&self.sessions), answer.session_id);
         tokio::spawn(async move {

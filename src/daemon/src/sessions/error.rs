@@ -1,6 +1,7 @@
 //! Why a session is refused. Each text says what was asked, what the limit is, and what to do.
 
 use std::io;
+use std::time::Duration;
 
 use ferrio_engine::EngineError;
 use ferrio_shm::abi::ABI_VERSION;
@@ -8,6 +9,7 @@ use ferrio_shm::layout::LayoutError;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use super::pacing::PER_SECOND_MIN;
 use crate::access::Access;
 use crate::volumes::Holder;
 use crate::volumes::error::VolumeError;
@@ -108,6 +110,20 @@ pub enum OpenError {
         limit: u64,
         /// Config key.
         key: &'static str,
+    },
+    /// Its user opens sessions faster than it may.
+    #[error(
+        "uid {uid} opens more than {per_second} sessions per second, as many as a user may \
+         (limits.sessions_per_uid_max, at least {PER_SECOND_MIN}): its turn did not come within {waited:?}; keep sessions instead of \
+         opening new ones, or raise the limit"
+    )]
+    TooFast {
+        /// The user.
+        uid: u32,
+        /// How many it may open.
+        per_second: u32,
+        /// How long the call waited.
+        waited: Duration,
     },
     /// The daemon is stopping.
     #[error("ferriod is stopping and opens no sessions; try again when it is back")]
