@@ -153,6 +153,27 @@ fn what_goes_on_is_before_the_others_of_its_flow() {
 }
 
 #[test]
+fn what_the_driver_had_and_gives_back_is_where_it_was() {
+    let mut scheduler = scheduler(16, DEFAULT_BUDGETS, &[100]);
+    push(&mut scheduler, 0..2, READ);
+    push(&mut scheduler, 2..4, Arrival { volume: Some(1), ..READ });
+    for count in 1..5 {
+        scheduler.begin_pass(1);
+        let mut picks: Vec<Pick> = std::iter::from_fn(|| scheduler.next(1)).take(count).collect();
+        picks.iter().for_each(|pick| scheduler.issued(*pick, 1));
+        while let Some(pick) = picks.pop() {
+            scheduler.taken_back(pick);
+        }
+        scheduler.end_pass(1);
+        assert_eq!(scheduler.len(Class::Read), 4);
+    }
+    let order = serve(&mut scheduler, 1, usize::MAX);
+    let place = |record| order.iter().position(|other| *other == record);
+    assert!(order.len() == 4 && place(0) < place(1) && place(2) < place(3), "{order:?}");
+    assert!(scheduler.is_empty() && scheduler.backlog() == [false; 3]);
+}
+
+#[test]
 fn a_flow_that_is_passed_over_waits_for_the_next_pass() {
     let mut scheduler = scheduler(16, DEFAULT_BUDGETS, &[100]);
     push(&mut scheduler, 0..3, READ);

@@ -20,6 +20,8 @@ enum Fate {
     Issue,
     /// The driver is full.
     PutBack,
+    /// So many that it was said to have, too.
+    TakeBack(usize),
     PassOver,
     Hold,
     /// Answered without the driver.
@@ -61,6 +63,7 @@ fn fates() -> impl Strategy<Value = Fate> {
     prop_oneof![
         20 => Just(Fate::Issue),
         1 => Just(Fate::PutBack),
+        1 => (1..4usize).prop_map(Fate::TakeBack),
         2 => Just(Fate::PassOver),
         1 => Just(Fate::Hold),
         1 => Just(Fate::Answer),
@@ -421,7 +424,12 @@ impl Model {
 
     fn pass(&mut self, fates: &[Fate]) {
         self.scheduler.begin_pass(self.now);
+        let mut issued = Vec::new();
         for fate in fates {
+            if let Fate::TakeBack(count) = fate {
+                self.take_back(&mut issued, *count);
+                break;
+            }
             let Some(pick) = self.scheduler.next(self.now) else {
                 for (key, flow) in &self.flows {
                     assert!(!self.may_go(flow), "{key:?} may go, and nothing goes: {flow:?}");
@@ -434,6 +442,7 @@ impl Model {
                     self.scheduler.issued(pick, self.now);
                     self.charge(pick);
                     self.places[pick.record as usize] = Place::Issued;
+                    issued.push(pick);
                 }
                 Fate::Answer => {
                     self.charge(pick);
@@ -448,7 +457,7 @@ impl Model {
                     self.undo(pick);
                     self.passed_over.push(pick.record);
                 }
-                Fate::PutBack => {
+                Fate::PutBack | Fate::TakeBack(_) => {
                     self.scheduler.put_back(pick);
                     self.undo(pick);
                     break;
@@ -458,6 +467,15 @@ impl Model {
         }
         self.scheduler.end_pass(self.now);
         self.passed_over.clear();
+    }
+
+    /// The newest that were issued in this pass. Bounds are looked at anew from here on.
+    fn take_back(&mut self, issued: &mut Vec<Pick>, count: usize) {
+        for pick in issued.drain(issued.len().saturating_sub(count)..).rev() {
+            self.scheduler.taken_back(pick);
+            self.undo(pick);
+        }
+        (self.ahead, self.beyond) = ([[[0.0; 5]; 5]; 3], [0; 3]);
     }
 
     /// It is the first of its flow, and its limits let it go.
