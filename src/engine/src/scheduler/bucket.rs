@@ -4,6 +4,10 @@
 //! large; what the request takes beyond what is there is a debt, and nothing more passes until it is paid. So large requests
 //! pass no later than small ones that want the same bucket, and over any time `t` what passes is at most
 //! `capacity + rate * t`, and what the last request was too large.
+//!
+//! Who waits is woken late, by a tick of the timers and what the machine adds. What comes in meanwhile is not lost: while
+//! somebody waits the bucket takes in more than its capacity, by what comes in in [`LATE_MAX`]. Else a rate whose requests
+//! come one by one, as they do where the capacity is about one request, would lose that much with each.
 
 use crate::clock::Nanos;
 
@@ -14,6 +18,8 @@ pub const RATE_MAX: u64 = 1_000_000_000_000;
 const DEFAULT_BURST: i128 = 10_000_000;
 /// A bucket holds at least what comes in in this time: who waits for it is woken late by up to a millisecond.
 const CAPACITY_MIN: i128 = 4_000_000;
+/// Time for which a bucket that somebody waits for goes on filling when it is full.
+const LATE_MAX: i128 = 4_000_000;
 /// Fill is counted in units * nanoseconds per second, so that rates of one unit a second are exact.
 const NANO: i128 = 1_000_000_000;
 
@@ -101,8 +107,9 @@ impl Bucket {
     fn refill(&mut self, now: Nanos) {
         let elapsed = now.saturating_sub(self.at);
         if elapsed > 0 {
+            let late = if self.at < self.closed_until { self.rate * LATE_MAX } else { 0 };
             self.at = now;
-            self.fill = (self.fill + i128::from(elapsed) * self.rate).min(self.capacity);
+            self.fill = (self.fill + i128::from(elapsed) * self.rate).min(self.capacity + late);
         }
     }
 }
@@ -140,6 +147,44 @@ mod tests {
                 assert!(sum <= most, "rate {rate} cost {cost}: {sum} of {due}");
             }
         }
+    }
+
+    #[test]
+    fn who_is_woken_late_loses_nothing() {
+        for rate in [10, 99, 100, 150, 250, 300, 700, 3000] {
+            for burst in [None, Some(1)] {
+                let mut bucket = Bucket::new(Rate { per_second: rate, burst }, 0);
+                let (mut now, mut sum, mut rng) = (0, 0, fastrand::Rng::with_seed(rate));
+                while now < 2 * SECOND {
+                    let ready = bucket.ready_at(now);
+                    if ready > now {
+                        bucket.close_until(ready);
+                        now = ready + rng.u64(..2_500_000);
+                    } else {
+                        bucket.take(1);
+                        sum += 1;
+                    }
+                }
+                assert!(sum <= 2 * rate + rate / 50 + 2, "rate {rate}, burst {burst:?}: {sum}");
+                assert!(sum >= 2 * rate - rate / 50 - 1, "rate {rate}, burst {burst:?}: {sum}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bucket_that_nobody_waits_for_holds_its_capacity() {
+        let mut bucket = Bucket::new(Rate { per_second: 1000, burst: Some(10) }, 0);
+        bucket.take(11);
+        let ready = bucket.ready_at(0);
+        bucket.close_until(ready);
+        assert_eq!(bucket.ready_at(ready), ready);
+        bucket.take(1);
+        let mut at_once = 0;
+        while bucket.ready_at(100 * SECOND) == 100 * SECOND {
+            bucket.take(1);
+            at_once += 1;
+        }
+        assert_eq!(at_once, 10);
     }
 
     #[test]
