@@ -65,9 +65,21 @@ impl Fair {
         self.set_weight(member, weight);
     }
 
-    /// Changes a weight, taken into 1 ..= [`WEIGHT_MAX`]: it holds for what is served from now on.
+    /// Changes a weight, taken into 1 ..= [`WEIGHT_MAX`]: it holds for what is served from now on, and for what is still to
+    /// be paid of what was: a member that was slow need not wait for long once it is fast.
     pub fn set_weight(&mut self, member: u32, weight: u32) {
-        self.members[member as usize].step = SCALE / u64::from(weight.clamp(1, WEIGHT_MAX));
+        let entry = &mut self.members[member as usize];
+        let step = SCALE / u64::from(weight.clamp(1, WEIGHT_MAX));
+        let ahead = entry.start.wrapping_sub(self.time);
+        if ahead <= AHEAD_MAX {
+            let ahead = u128::from(ahead) * u128::from(step) / u128::from(entry.step);
+            entry.start = self.time.wrapping_add(ahead as u64); // less than AHEAD_MAX * 2^10
+        }
+        entry.step = step;
+        let (item, place) = (Item { start: entry.start, member }, entry.place);
+        if place != NIL {
+            self.settle(place as usize, item);
+        }
     }
 
     /// The weight that was set: it is found again exactly, for [`WEIGHT_MAX`] is below the root of the scale.
@@ -243,6 +255,25 @@ mod tests {
         fair.join(1);
         let first = (0..).find(|_| serve(&mut fair, 1) == 1).unwrap();
         assert!((19..=21).contains(&first), "a debt of 20 is waited for: {first}");
+    }
+
+    #[test]
+    fn a_debt_is_paid_by_the_weight_of_now() {
+        let mut fair = Fair::default();
+        for (member, weight) in [(0, 1), (1, 1000)] {
+            fair.add(member, weight);
+            fair.join(member);
+        }
+        assert_eq!(serve(&mut fair, 64), 0);
+        fair.set_weight(0, 1000);
+        let first = (0..).find(|_| serve(&mut fair, 1) == 0).unwrap();
+        assert!((63..=65).contains(&first), "a debt of 64 at equal weights is waited for: {first}");
+        fair.leave(0);
+        fair.charge(1, 64);
+        fair.set_weight(1, 1);
+        fair.join(0);
+        let served = (0..64_000).filter(|_| serve(&mut fair, 1) == 1).count();
+        assert!(served <= 1, "a debt of 64 at 1 to 1000: {served}");
     }
 
     #[test]

@@ -143,7 +143,8 @@ impl Passed {
             }
             let per_second = rate.per_second as f64;
             let burst = rate.burst.map_or(per_second / 100.0, |burst| burst as f64);
-            let capacity = burst.max(per_second / 250.0).max(1.0);
+            // Who is woken late may have what came in meanwhile.
+            let capacity = burst.max(per_second / 250.0).max(1.0) + per_second / 250.0;
             let mut sum = 0.0;
             for entry in self.log.iter().rev() {
                 sum += takes(entry);
@@ -172,8 +173,6 @@ struct Model {
     ahead: [[[f64; 5]; 5]; 3],
     given: [[f64; 5]; 3],
     weights: [u32; 5],
-    /// Least since the session came: a debt is paid by the weight it was made with.
-    least: [u32; 5],
     /// Cost that others were given since a class that waits was served, and what its last operation cost.
     beyond: [u32; 3],
     last: [u32; 3],
@@ -196,7 +195,6 @@ impl Model {
             ahead: [[[0.0; 5]; 5]; 3],
             given: [[0.0; 5]; 3],
             weights,
-            least: weights,
             beyond: [0; 3],
             last: [1; 3],
         };
@@ -270,7 +268,7 @@ impl Model {
         for other in (0..5).filter(|other| backlog[class][*other] && *other != session) {
             self.ahead[class][session][other] += gain;
             self.ahead[class][other][session] -= gain;
-            let of = |session: usize| f64::from(RUN_MAX + LARGEST) / f64::from(self.least[session]);
+            let of = |session: usize| f64::from(RUN_MAX + LARGEST) / f64::from(self.weights[session]);
             let bound = of(session) + of(other) + ROUNDING * self.given[class][session];
             let ahead = self.ahead[class][session][other];
             assert!(ahead <= bound, "session {session} is {ahead} ahead of {other}, {bound} at most");
@@ -298,7 +296,6 @@ impl Model {
         let group = self.in_group[index].then_some("group");
         self.scheduler.open_session(session, self.weights[index], group, &queues, &volumes);
         self.open[index] = true;
-        self.least[index] = self.weights[index];
     }
 
     fn toggle(&mut self, session: u64) {
@@ -389,7 +386,7 @@ impl Model {
                 assert_eq!(self.scheduler.set_weight(*session, *weight), self.open[index]);
                 if self.open[index] {
                     self.weights[index] = *weight;
-                    self.least[index] = self.least[index].min(*weight);
+                    self.ahead = [[[0.0; 5]; 5]; 3];
                 }
             }
             Step::Group(session, in_group) => {
