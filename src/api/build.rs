@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 8] = ["common", "faults", "sessions", "volumes", "queues", "engines", "stats", "admin"];
+const FILES: [&str; 9] =
+    ["common", "faults", "sessions", "volumes", "queues", "engines", "stats", "scheduling", "admin"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");

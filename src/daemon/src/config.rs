@@ -5,7 +5,9 @@
 
 pub mod check;
 mod fault;
+mod group;
 pub mod keys;
+mod limit;
 mod patience;
 pub mod problem;
 mod read;
@@ -16,7 +18,7 @@ pub mod users;
 use std::path::{Path, PathBuf};
 
 use ferrio_driver::{BackendChoice, FaultPlan};
-use ferrio_engine::Threads;
+use ferrio_engine::{Budgets, LatencyGoal, Limit, MergeLimits, Threads};
 
 pub use problem::{Problem, Problems, Severity};
 pub use read::{NAME_LIMIT, is_name, read};
@@ -39,6 +41,10 @@ pub struct Config {
     pub daemon: DaemonSection,
     /// `[limits]`.
     pub limits: Limits,
+    /// `[session]`.
+    pub session: SessionSection,
+    /// `[[group]]`.
+    pub groups: Vec<GroupSection>,
     /// `[[engine]]`, at least one.
     pub engines: Vec<EngineSection>,
     /// `[[volume]]`.
@@ -95,6 +101,30 @@ pub struct Limits {
     pub connections_per_uid_max: u32,
 }
 
+/// `[session]`: what a session has that no group says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSection {
+    /// Its share of each class beside others.
+    pub weight: u32,
+    /// What it may do per second.
+    pub limit: Limit,
+}
+
+/// `[[group]]`: sessions of some users.
+#[derive(Debug, Clone)]
+pub struct GroupSection {
+    /// Name.
+    pub name: At<String>,
+    /// Users whose sessions are in it.
+    pub uids: Vec<u32>,
+    /// Groups of the system whose members' sessions are in it.
+    pub gids: Vec<u32>,
+    /// What each session has.
+    pub session: SessionSection,
+    /// What all of them together may do per second.
+    pub limit: Limit,
+}
+
 /// `[[engine]]`: a Submitter, a Poller and a kernel ring.
 #[derive(Debug, Clone)]
 pub struct EngineSection {
@@ -110,8 +140,12 @@ pub struct EngineSection {
     pub threads: Threads,
     /// Longest spin before sleeping. Microseconds.
     pub spin_us: u32,
-    /// Requests per class and round: prio, read, write.
-    pub budgets: [u32; 3],
+    /// Cost per class and round: prio, read, write.
+    pub budgets: Budgets,
+    /// How far adjacent requests are joined into one operation.
+    pub merge: MergeLimits,
+    /// How fast the device is to answer prio.
+    pub latency_goal: LatencyGoal,
     /// Threads for what the backend cannot do without blocking.
     pub helpers: u32,
     /// Its volumes can be given faults.
@@ -131,6 +165,8 @@ pub struct VolumeSection {
     pub read_only: bool,
     /// Who may use it.
     pub allow: AllowList,
+    /// What all its sessions together may do per second.
+    pub limit: Limit,
     /// Faults made on purpose.
     pub faults: FaultPlan,
 }
@@ -232,6 +268,7 @@ impl Config {
             engine: At::default_value(DEFAULT_ENGINE.to_owned()),
             read_only: false,
             allow: AllowList { any: true, ..AllowList::default() },
+            limit: Limit::default(),
             faults: FaultPlan::default(),
         });
         config

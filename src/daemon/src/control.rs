@@ -5,6 +5,7 @@ mod engines;
 pub mod errors;
 pub mod incoming;
 mod queues;
+mod scheduling;
 mod sessions;
 mod stats;
 mod volumes;
@@ -16,6 +17,7 @@ use ferrio_api::v1;
 use ferrio_api::v1::admin_server::AdminServer;
 use ferrio_api::v1::engines_server::EnginesServer;
 use ferrio_api::v1::queues_server::QueuesServer;
+use ferrio_api::v1::scheduling_server::SchedulingServer;
 use ferrio_api::v1::sessions_server::SessionsServer;
 use ferrio_api::v1::stats_server::StatsServer;
 use ferrio_api::v1::volumes_server::VolumesServer;
@@ -115,6 +117,9 @@ pub async fn serve(
             EnginesServer::from_arc(Arc::clone(&daemon)).max_decoding_message_size(REQUEST_BYTES_MAX),
         )
         .add_service(StatsServer::from_arc(Arc::clone(&daemon)).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(
+            SchedulingServer::from_arc(Arc::clone(&daemon)).max_decoding_message_size(REQUEST_BYTES_MAX),
+        )
         .add_service(AdminServer::from_arc(daemon).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(health)
         .add_service(reflection)
@@ -132,6 +137,7 @@ async fn report_health(reporter: tonic_health::server::HealthReporter, phase: Ph
         QueuesServer::<Daemon>::NAME,
         EnginesServer::<Daemon>::NAME,
         StatsServer::<Daemon>::NAME,
+        SchedulingServer::<Daemon>::NAME,
         AdminServer::<Daemon>::NAME,
     ];
     for name in names {

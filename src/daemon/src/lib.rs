@@ -10,6 +10,7 @@
 //! | [`sessions`] | the life of a session: limits, memory, engines, end |
 //! | [`uid_limit`], [`dispose`] | what one user may take of the sockets, and closing what it sent |
 //! | [`volumes`], [`access`], [`acl`] | who may use which volume beside whom |
+//! | [`scheduling`] | who gets how much: weights, groups, limits, latency goals |
 //! | [`faults`] | fault rules as configuration and API write them |
 //! | [`demo`] | `ferriod demo` |
 
@@ -27,6 +28,7 @@ pub mod faults;
 pub mod lease;
 pub mod listen;
 pub mod runtime_dir;
+pub mod scheduling;
 pub mod sessions;
 pub mod start;
 pub mod uid_limit;

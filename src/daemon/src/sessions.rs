@@ -33,6 +33,7 @@ pub mod regions;
 mod resuming;
 pub mod saved;
 mod saving;
+mod shares;
 mod waiting;
 
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +50,7 @@ use ferrio_shm::peer::PeerIdentity;
 use tokio::sync::mpsc;
 
 use crate::config::Limits;
+use crate::scheduling::{Share, Shares};
 use crate::volumes::{Hold, Holder, VolumeKey, Volumes};
 use crate::{dispose, log};
 pub use list::{counters, waits};
@@ -62,6 +64,7 @@ use plan::{Plan, PlannedVolume, Rules};
 use process::Birth;
 use regions::Regions;
 use saved::{MemoryFile, Secret, Store};
+use shares::GroupLimit;
 use waiting::Waiting;
 
 /// A one-time token.
@@ -70,6 +73,7 @@ pub type Token = [u8; 32];
 /// All sessions.
 pub struct Sessions {
     limits: Limits,
+    shares: Shares,
     volumes: Arc<Volumes>,
     engines: Vec<Engine>,
     engine_names: Vec<String>,
@@ -98,6 +102,8 @@ struct Table {
     tokens: HashMap<Token, u64>,
     /// Why sessions that the daemon before left are gone: for their clients, should they come back.
     lost: BTreeMap<u64, String>,
+    /// Limits of groups, by name.
+    groups: BTreeMap<String, GroupLimit>,
 }
 
 struct Session {
@@ -110,6 +116,8 @@ struct Session {
     token: Secret,
     since: Instant,
     plan: Plan,
+    /// Of a session that waits, for its client to say who it is: nothing.
+    share: Share,
     /// `None` while it waits for its client, who has it.
     memory: Option<SessionMemory>,
     memory_file: MemoryFile,
@@ -169,6 +177,8 @@ pub enum Notice {
 pub struct Setup {
     /// Limits.
     pub limits: Limits,
+    /// Who gets how much.
+    pub shares: Shares,
     /// Volumes.
     pub volumes: Arc<Volumes>,
     /// Engines.
@@ -193,6 +203,7 @@ impl Sessions {
         let sessions = Self {
             pacing: Pacing::new(setup.limits.sessions_per_uid_max),
             limits: setup.limits,
+            shares: setup.shares,
             volumes: setup.volumes,
             engines: setup.engines,
             engine_names,
@@ -279,6 +290,7 @@ impl Sessions {
             since: Instant::now(),
             engines: vec![EngineState::Clear; plan.engines.len()],
             plan,
+            share: self.shares.share_of(peer),
             memory_file: memory.file,
             memory: Some(memory),
             hugepages: HugePages::default(),
@@ -470,6 +482,7 @@ impl Sessions {
         if let Some(session) = table.by_id.get_mut(&session_id) {
             session.engines[place] = EngineState::Clear;
         }
+        self.divide_group_limits(&mut table);
         table.remove_if_done(session_id);
     }
 

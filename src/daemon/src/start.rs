@@ -5,13 +5,14 @@ use std::sync::{Arc, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
 use ferrio_driver::TargetError;
-use ferrio_engine::{Engine, EngineConfig, EngineError, MergeLimits};
+use ferrio_engine::{Engine, EngineConfig, EngineError};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection};
 use crate::control::{Daemon, Phase};
 use crate::listen::{self, Listeners};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::scheduling::Shares;
 use crate::sessions::saved::{Found, Store};
 use crate::sessions::{Notice, Sessions, Setup};
 use crate::volumes::change::Changes;
@@ -90,6 +91,7 @@ pub fn start(config: Config) -> Result<Started, StartError> {
     let listeners = listen::listen(&config, &runtime_dir)?;
     let (sessions, notices) = Sessions::new(Setup {
         limits: config.limits.clone(),
+        shares: Shares::new(config.session.clone(), config.groups.clone()),
         volumes: Arc::clone(&volumes),
         engines: engines.clone(),
         attach_socket: config.attach_socket().display().to_string(),
@@ -98,6 +100,7 @@ pub fn start(config: Config) -> Result<Started, StartError> {
         resume_timeout: Duration::from_secs(config.daemon.resume_timeout_s),
         predecessor: runtime_dir.predecessor(),
     });
+    sessions.set_group_limits()?;
     sessions.adopt(found);
     let (phase, phases) = watch::channel(Phase::Running);
     let since = Instant::now();
@@ -144,10 +147,11 @@ fn start_engine(config: &Config, section: &EngineSection, epoch: u64) -> Result<
         faults: section.faults,
         spin_us: section.spin_us,
         budgets: section.budgets,
-        merge: MergeLimits::default(),
+        merge: section.merge,
         journal: config.journal_dir().join(&section.name.value),
         epoch,
     })?;
+    engine.set_latency_goal(section.latency_goal)?;
     let info = engine.info();
     tracing::info!(
         "engine {}: {} with {} I/O thread(s), {} requests deep ({}); modes: {}",

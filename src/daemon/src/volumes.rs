@@ -28,7 +28,7 @@ use std::time::Instant;
 
 use ferrio_api::v1;
 use ferrio_driver::{FaultPlan, Outline, Support, Target};
-use ferrio_engine::VolumeId;
+use ferrio_engine::{Limit, VolumeId};
 use tokio::sync::watch;
 
 use crate::access::Access;
@@ -68,6 +68,8 @@ pub struct Volume {
     pub holders: Vec<Holder>,
     /// Fault rules set.
     pub fault_rules: usize,
+    /// What all its sessions together may do per second.
+    pub limit: Limit,
     resizing: bool,
 }
 
@@ -306,6 +308,24 @@ impl Volumes {
         }
     }
 
+    /// The volume of a name, which takes requests, if only to let them wait at its fence.
+    pub fn taking(&self, name: &str) -> Result<(Volume, VolumeId), VolumeError> {
+        let table = self.lock();
+        let volume = &table.find(name)?.volume;
+        match &volume.stage {
+            Stage::Fencing(Fencing { id, .. }) | Stage::Serving(Served { id, .. }) => {
+                Ok((volume.clone(), *id))
+            }
+            Stage::Opening | Stage::Removing { .. } => Err(volume.not_serving()),
+        }
+    }
+
+    /// The limit of the section that a volume is opened from.
+    fn limit_of(&self, key: Option<VolumeKey>) -> Limit {
+        let table = self.lock();
+        key.and_then(|key| table.by_key.get(&key)).map_or_else(Limit::default, |entry| entry.volume.limit)
+    }
+
     /// Takes a name for a volume that is about to be opened.
     pub fn reserve(
         self: &Arc<Self>,
@@ -338,6 +358,7 @@ impl Volumes {
         let key = VolumeKey(table.last_key);
         let volume = Volume {
             key,
+            limit: section.limit,
             section: Arc::new(section),
             configured,
             engine,
@@ -432,6 +453,13 @@ impl Volumes {
         }
     }
 
+    /// Its limit is another one from now on.
+    pub fn set_limit(&self, key: VolumeKey, limit: Limit) {
+        if let Some(entry) = self.lock().by_key.get_mut(&key) {
+            entry.volume.limit = limit;
+        }
+    }
+
     /// Takes all of `wanted` for one session, or none.
     pub fn take(
         self: &Arc<Self>,
@@ -479,6 +507,11 @@ impl Reservation {
         let table = self.volumes.lock();
         let entry = self.key.and_then(|key| table.by_key.get(&key));
         entry.map(|entry| entry.volume.section.faults.clone()).unwrap_or_default()
+    }
+
+    /// The limit that its section asks for.
+    pub fn limit(&self) -> Limit {
+        self.volumes.limit_of(self.key)
     }
 
     /// The volume is open and in its engine.

@@ -3,7 +3,7 @@
 //! | part | where | what it is |
 //! |---|---|---|
 //! | context | [`IoContext`], made by [`IoContextBuilder`] | a session that never leaves the process, on an engine of its own or on any other |
-//! | event | [`IoEvent`]: read, write, readv, writev, flush, discard, write-zeroes, compare-and-write, cancel | an operation, the memory that it owns, and who is called |
+//! | event | [`IoEvent`]: read, write, readv, writev, flush, discard, write-zeroes, compare-and-write | an operation, the memory that it owns, and who is called |
 //! | memory | [`IoBuffer`] of [`IoContext::buffer`], [`IoList`] of [`IoContext::list`] | the arena of the session: aligned, registered, no copy |
 //! | channel | [`Channel`]: prio, read, write | a queue of the session, with `depth` places; full gives the event back |
 //! | callback | [`IoCallback`], closures | gets the [`IoCompletion`], with the memory, once |
@@ -98,7 +98,7 @@ pub use self::{
     answer::{Cause, IoCallback, IoCompletion, IoError},
     builder::{ContextError, IoContextBuilder},
     close::ShutdownReport,
-    event::{Channel, IoBuffer, IoEvent, IoList, IoVolume, NoList, Refusal, Refused, Ticket},
+    event::{Channel, IoBuffer, IoEvent, IoList, IoVolume, NoList, Refusal, Refused},
     future::IoFuture,
     workers::IoWorkers,
 };
@@ -190,13 +190,12 @@ impl<C: IoCallback> IoContext<C> {
     // ---- events
 
     /// Hands an event over and wakes the engine if it sleeps. Never waits for I/O. Its callback is called exactly once,
-    /// with the completion, unless the event comes back here. The ticket is for who may want to
-    /// [cancel](IoEvent::cancel) it.
+    /// with the completion, unless the event comes back here.
     ///
     /// # Errors
     /// [`Refused`] has the event, and says why it was not taken.
-    pub fn submit(&self, event: IoEvent<C>, channel: Channel) -> Result<Ticket, Refused<C>> {
-        self.place(event, channel, Then::Call, true)
+    pub fn submit(&self, event: IoEvent<C>, channel: Channel) -> Result<(), Refused<C>> {
+        self.place(event, channel, Then::Call, true).map(|_| ())
     }
 
     /// As [`submit`](Self::submit), but the engine need not see the event before [`notify`](Self::notify): several events then
@@ -204,8 +203,8 @@ impl<C: IoCallback> IoContext<C> {
     ///
     /// # Errors
     /// As there. A channel that is full was notified.
-    pub fn stage(&self, event: IoEvent<C>, channel: Channel) -> Result<Ticket, Refused<C>> {
-        self.place(event, channel, Then::Call, false)
+    pub fn stage(&self, event: IoEvent<C>, channel: Channel) -> Result<(), Refused<C>> {
+        self.place(event, channel, Then::Call, false).map(|_| ())
     }
 
     /// Shows the engine what was staged, by any thread.
@@ -221,8 +220,8 @@ impl<C: IoCallback> IoContext<C> {
     /// # Errors
     /// As there.
     pub fn request(&self, event: IoEvent, channel: Channel) -> Result<IoFuture<C>, Refused> {
-        let ticket = self.place(event, channel, |()| Then::Wake(None), true)?;
-        Ok(IoFuture::new(Arc::clone(&self.shared), ticket))
+        let place = self.place(event, channel, |()| Then::Wake(None), true)?;
+        Ok(IoFuture::new(Arc::clone(&self.shared), channel, place))
     }
 
     /// Submits once there is a place, and waits for the completion. Dropped before, the event may have been submitted or not.
@@ -246,7 +245,7 @@ impl<C: IoCallback> IoContext<C> {
         channel: Channel,
         then: impl FnOnce(D) -> Then<C>,
         publish: bool,
-    ) -> Result<Ticket, Refused<D>> {
+    ) -> Result<u32, Refused<D>> {
         if let Err(why) = self.check(&event, channel) {
             return Err(Refused { event, why });
         }
@@ -255,7 +254,7 @@ impl<C: IoCallback> IoContext<C> {
         if ring {
             self.shared.ring();
         }
-        placed.map(|user_data| Ticket { context: self.shared.id, channel, user_data })
+        placed
     }
 
     fn check<D>(&self, event: &IoEvent<D>, channel: Channel) -> Result<(), Refusal> {
@@ -263,8 +262,9 @@ impl<C: IoCallback> IoContext<C> {
         if guard.is_child() {
             return Err(Refusal::Forked);
         }
-        if !event.fits(channel) {
-            return Err(Refusal::Channel { channel, fits: event.channel() });
+        let fits = event.channel();
+        if channel != Channel::Prio && channel != fits {
+            return Err(Refusal::Channel { channel, fits });
         }
         if event.is_of(*id, guard) { Ok(()) } else { Err(Refusal::Foreign) }
     }

@@ -143,6 +143,10 @@ fn the_schedule_is_shown_as_it_was_set_and_a_limit_goes_with_its_volume() {
     let shown = engine.schedule().unwrap();
     assert_eq!(shown.classes.map(|class| class.budget), [7, 8, 9]);
     assert_eq!(shown.latency.goal, LatencyGoal::Within(2_000_000));
+    assert_eq!(shown.merge, MergeLimits::OFF);
+    let merge = MergeLimits { bytes_max: 65536, segments_max: 9 };
+    engine.set_merge(merge).unwrap();
+    assert_eq!(engine.schedule().unwrap().merge, merge);
     let mut limits: Vec<_> = shown.limits.iter().map(|limit| (limit.scope.clone(), limit.limit)).collect();
     limits.sort_by_key(|(_, limit)| limit.iops.total.unwrap().per_second);
     assert_eq!(limits, [(Scope::Volume(volume), iops(10)), (Scope::Volume(fenced), iops(20))]);

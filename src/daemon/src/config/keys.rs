@@ -1,5 +1,10 @@
 //! Every number of the configuration: key, unit, range, default. `config/ferriod.toml` is tested against this table.
 
+use ferrio_engine::RATE_MAX;
+
+/// Most bytes per second of a limit, and of its bursts: what the engine takes, rounded to a unit.
+const BYTES_PER_S_MAX: u64 = 512 << 30;
+
 /// A key whose value is a whole number.
 #[derive(Debug)]
 pub struct Number {
@@ -46,10 +51,19 @@ numbers! {
     QUEUE_DEPTH = "engine" "queue_depth", "requests", 1..=4096, 256;
     REQUESTS_MAX = "engine" "requests_max", "requests", 64..=1_048_576, 16384;
     SPIN_US = "engine" "spin_us", "microseconds", 0..=10_000, 50;
-    BUDGET_PRIO = "engine" "budget_prio", "requests", 1..=4096, 32;
-    BUDGET_READ = "engine" "budget_read", "requests", 1..=4096, 16;
-    BUDGET_WRITE = "engine" "budget_write", "requests", 1..=4096, 16;
+    BUDGET_PRIO = "engine" "budget_prio", "cost", 1..=4096, 32;
+    BUDGET_READ = "engine" "budget_read", "cost", 1..=4096, 16;
+    BUDGET_WRITE = "engine" "budget_write", "cost", 1..=4096, 16;
+    MERGE_REQUESTS_MAX = "engine" "merge_requests_max", "requests", 1..=256, 32;
     HELPERS = "engine" "helpers", "threads", 1..=64, 4;
+
+    WEIGHT = "session" "weight", "shares", 1..=1000, 100;
+    LIMIT_IOPS = "limit" "iops", "requests per second", 0..=RATE_MAX, 0;
+    LIMIT_READ_IOPS = "limit" "read_iops", "requests per second", 0..=RATE_MAX, 0;
+    LIMIT_WRITE_IOPS = "limit" "write_iops", "requests per second", 0..=RATE_MAX, 0;
+    LIMIT_BURST_IOPS = "limit" "burst_iops", "requests", 0..=RATE_MAX, 0;
+    LIMIT_BURST_READ_IOPS = "limit" "burst_read_iops", "requests", 0..=RATE_MAX, 0;
+    LIMIT_BURST_WRITE_IOPS = "limit" "burst_write_iops", "requests", 0..=RATE_MAX, 0;
 
     FAULT_SEED = "volume" "fault_seed", "number", 0..=4_294_967_295, 1;
     FAULT_PROBABILITY_PPM = "volume.fault" "probability_ppm", "parts per million", 1..=1_000_000, 1_000_000;
@@ -120,12 +134,45 @@ pub const VOLUME_SIZE: Size =
 pub const BLOCK_BYTES: Size =
     Size { section: "volume", key: "block_bytes", min: 512, max: 4096, multiple_of: 512, default: Some(512) };
 
+/// `engine.merge_bytes_max`.
+pub const MERGE_BYTES_MAX: Size = Size {
+    section: "engine",
+    key: "merge_bytes_max",
+    min: 0,
+    max: 1 << 30,
+    multiple_of: 1,
+    default: Some(512 << 10),
+};
+
 /// `volume.fault.offset`.
 pub const FAULT_OFFSET: Size =
     Size { section: "volume.fault", key: "offset", min: 0, max: 1 << 50, multiple_of: 1, default: Some(0) };
 /// `volume.fault.length`.
 pub const FAULT_LENGTH: Size =
     Size { section: "volume.fault", key: "length", min: 1, max: 1 << 50, multiple_of: 1, default: None };
+
+macro_rules! byte_rates {
+    ($($id:ident = $key:literal;)*) => {
+        $(#[doc = concat!("`", $key, "` of a limit; 0: none.")]
+        pub const $id: Size = Size {
+            section: "limit",
+            key: $key,
+            min: 0,
+            max: BYTES_PER_S_MAX,
+            multiple_of: 1,
+            default: Some(0),
+        };)*
+    };
+}
+
+byte_rates! {
+    LIMIT_BYTES_PER_S = "bytes_per_s";
+    LIMIT_READ_BYTES_PER_S = "read_bytes_per_s";
+    LIMIT_WRITE_BYTES_PER_S = "write_bytes_per_s";
+    LIMIT_BURST_BYTES = "burst_bytes";
+    LIMIT_BURST_READ_BYTES = "burst_read_bytes";
+    LIMIT_BURST_WRITE_BYTES = "burst_write_bytes";
+}
 
 /// All of them.
 pub const SIZES: &[&Size] = &[
@@ -137,12 +184,20 @@ pub const SIZES: &[&Size] = &[
     &BLOCK_BYTES,
     &FAULT_OFFSET,
     &FAULT_LENGTH,
+    &MERGE_BYTES_MAX,
+    &LIMIT_BYTES_PER_S,
+    &LIMIT_READ_BYTES_PER_S,
+    &LIMIT_WRITE_BYTES_PER_S,
+    &LIMIT_BURST_BYTES,
+    &LIMIT_BURST_READ_BYTES,
+    &LIMIT_BURST_WRITE_BYTES,
 ];
 
 /// Keys that are neither numbers nor sizes, by section, for the test of the shipped file.
 pub const OTHERS: &[(&str, &[&str])] = &[
     ("daemon", &["runtime_dir", "socket_mode", "group", "log_level"]),
-    ("engine", &["name", "backend", "threads", "faults"]),
+    ("engine", &["name", "backend", "threads", "faults", "latency_goal"]),
+    ("group", &["name", "users", "groups"]),
     ("volume.fault", &["ops", "effect", "errno"]),
     ("volume", &["name", "kind", "path", "engine", "read_only", "allow_users", "allow_groups", "allow_any"]),
 ];

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use ferrio_driver::BackendChoice;
-use ferrio_engine::Threads;
+use ferrio_engine::{LatencyGoal, MergeLimits, Threads};
 
 use super::keys;
 use super::patience::{LOOK_LIMIT, within};
 use super::reader::{At, Section, Source};
 use super::{
     Config, DEFAULT_ENGINE, DaemonSection, EngineSection, Limits, Problems, SESSIONS_DIR, VolumeSection,
-    VolumeSource, fault, users,
+    VolumeSource, fault, group, limit, users,
 };
 use crate::acl::AllowList;
 
@@ -30,6 +30,8 @@ pub fn read_what_can_be(file: &str, text: &str) -> (Config, Problems) {
     let mut root = Section::root(&source, &table);
     let daemon = read_daemon(root.section("daemon"));
     let limits = read_limits(root.section("limits"));
+    let session = group::read_session(root.section("session"));
+    let groups = group::read_groups(root.sections("group"), &session);
     let mut engines = read_engines(root.sections("engine"));
     let volumes = read_volumes(root.sections("volume"), &engines);
     for engine in &mut engines {
@@ -37,10 +39,10 @@ pub fn read_what_can_be(file: &str, text: &str) -> (Config, Problems) {
         engine.faults |= own.any(|volume| !volume.faults.rules.is_empty());
     }
     root.finish();
-    (Config { file: None, daemon, limits, engines, volumes }, source.into_problems())
+    (Config { file: None, daemon, limits, session, groups, engines, volumes }, source.into_problems())
 }
 
-fn narrow(value: At<u64>) -> u32 {
+pub(super) fn narrow(value: At<u64>) -> u32 {
     u32::try_from(value.value).unwrap_or(u32::MAX)
 }
 
@@ -145,9 +147,9 @@ pub fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.len() <= 64 && name.chars().all(good)
 }
 
-/// The name of an engine or a volume: it appears in thread names, file names, tables and messages.
-fn read_name(section: &mut Section<'_, '_>, taken: &[At<String>]) -> At<String> {
-    let Some(name) = section.text("name", "\"data\"") else {
+/// The name of an engine, a volume or a group: it appears in thread names, file names, tables and messages.
+pub(super) fn read_name(section: &mut Section<'_, '_>, example: &str, taken: &[At<String>]) -> At<String> {
+    let Some(name) = section.text("name", example) else {
         section.missing("name", "add a line name = \"...\" to this section");
         return At { value: String::new(), line: section.line() };
     };
@@ -174,7 +176,7 @@ fn read_engines(sections: Vec<Section<'_, '_>>) -> Vec<EngineSection> {
     let mut names = Vec::new();
     let mut engines = Vec::new();
     for mut section in sections {
-        let name = read_name(&mut section, &names);
+        let name = read_name(&mut section, "\"main\"", &names);
         if name.value == SESSIONS_DIR {
             let what = "is the directory of the saved sessions, beside the journals that are called as their engines";
             section.refuse("name", &name, "\"sessions\"", what, "another name", "rename the engine");
@@ -204,6 +206,8 @@ fn read_engines(sections: Vec<Section<'_, '_>>) -> Vec<EngineSection> {
             spin_us: narrow(section.number(&keys::SPIN_US)),
             budgets: [&keys::BUDGET_PRIO, &keys::BUDGET_READ, &keys::BUDGET_WRITE]
                 .map(|budget| narrow(section.number(budget))),
+            merge: read_merge(&mut section),
+            latency_goal: group::read_latency_goal(&mut section),
             helpers: narrow(section.number(&keys::HELPERS)),
             faults: section.flag("faults").value,
         });
@@ -213,6 +217,11 @@ fn read_engines(sections: Vec<Section<'_, '_>>) -> Vec<EngineSection> {
         engines.push(default_engine());
     }
     engines
+}
+
+fn read_merge(section: &mut Section<'_, '_>) -> MergeLimits {
+    let bytes = section.size(&keys::MERGE_BYTES_MAX).unwrap_or(At::default_value(0));
+    MergeLimits { bytes_max: narrow(bytes), segments_max: narrow(section.number(&keys::MERGE_REQUESTS_MAX)) }
 }
 
 fn default_engine() -> EngineSection {
@@ -225,6 +234,8 @@ fn default_engine() -> EngineSection {
         threads: Threads::Auto,
         spin_us: default(&keys::SPIN_US),
         budgets: [&keys::BUDGET_PRIO, &keys::BUDGET_READ, &keys::BUDGET_WRITE].map(default),
+        merge: MergeLimits::default(),
+        latency_goal: LatencyGoal::Off,
         helpers: default(&keys::HELPERS),
         faults: false,
     }
@@ -236,7 +247,7 @@ fn read_volumes(sections: Vec<Section<'_, '_>>, engines: &[EngineSection]) -> Ve
     let mut volumes = Vec::new();
     for mut section in sections {
         let problems_before = section.problem_count();
-        let name = read_name(&mut section, &names);
+        let name = read_name(&mut section, "\"data\"", &names);
         names.push(name.clone());
         let source = read_source(&mut section);
         if let Some(path) = source.as_ref().and_then(VolumeSource::path) {
@@ -251,11 +262,12 @@ fn read_volumes(sections: Vec<Section<'_, '_>>, engines: &[EngineSection]) -> Ve
         let engine = read_engine_name(&mut section, engines);
         let read_only = section.flag("read_only").value;
         let allow = read_allow(&mut section);
+        let limit = limit::read_limit(section.section_of("limit", "volume.limit"));
         let faults = fault::read_plan(&mut section);
         let good = section.problem_count() == problems_before;
         section.finish();
         if let (Some(source), true) = (source, good) {
-            volumes.push(VolumeSection { name, source, engine, read_only, allow, faults });
+            volumes.push(VolumeSection { name, source, engine, read_only, allow, limit, faults });
         }
     }
     volumes
@@ -385,31 +397,34 @@ fn read_engine_name(section: &mut Section<'_, '_>, engines: &[EngineSection]) ->
 }
 
 fn read_allow(section: &mut Section<'_, '_>) -> AllowList {
-    let resolve =
-        |section: &Section<'_, '_>, key, noun, names: Vec<At<String>>, id: fn(&str) -> Option<u32>| {
-            let mut ids = Vec::new();
-            for name in names {
-                match id(&name.value) {
-                    Some(id) => ids.push(id),
-                    None => {
-                        let what = format!("there is no such {noun}");
-                        let fix = format!("create the {noun}, correct the name, or write its number");
-                        section.refuse(key, &name, &format!("{:?}", name.value), &what, "", &fix);
-                    }
-                }
-            }
-            ids
-        };
-    let users = section.names("allow_users", "[\"postgres\", 1000]");
-    let groups = section.names("allow_groups", "[\"disk\", 6]");
+    let uids = read_ids(section, "allow_users", "user", "[\"postgres\", 1000]", users::uid);
+    let gids = read_ids(section, "allow_groups", "group", "[\"disk\", 6]", users::gid);
     let any = section.flag("allow_any");
-    if any.value && !(users.is_empty() && groups.is_empty()) {
+    if any.value && !(uids.is_empty() && gids.is_empty()) {
         let fix = "remove allow_any, or remove the lists";
         section.warn(any.line, "allow_any", "true", "makes allow_users and allow_groups meaningless", fix);
     }
-    AllowList {
-        any: any.value,
-        uids: resolve(section, "allow_users", "user", users, users::uid),
-        gids: resolve(section, "allow_groups", "group", groups, users::gid),
+    AllowList { any: any.value, uids, gids }
+}
+
+/// A list of users or groups, as ids.
+pub(super) fn read_ids(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    noun: &str,
+    example: &str,
+    id: fn(&str) -> Option<u32>,
+) -> Vec<u32> {
+    let mut ids = Vec::new();
+    for name in section.names(key, example) {
+        match id(&name.value) {
+            Some(id) => ids.push(id),
+            None => {
+                let what = format!("there is no such {noun}");
+                let fix = format!("create the {noun}, correct the name, or write its number");
+                section.refuse(key, &name, &format!("{:?}", name.value), &what, "", &fix);
+            }
+        }
     }
+    ids
 }

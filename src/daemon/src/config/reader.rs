@@ -183,15 +183,20 @@ impl<'s, 'a> Section<'s, 'a> {
         self.source.report(Severity::Warning, line, &self.full_key(key), value, what, "", fix);
     }
 
-    /// A sub-table, empty when it is not there.
+    /// A sub-table of the root, empty when it is not there.
     pub fn section(&mut self, key: &'static str) -> Section<'s, 'a> {
-        let mut section = Section { source: self.source, name: key, line: 0, table: None, known: Vec::new() };
+        self.section_of(key, key)
+    }
+
+    /// A sub-table, empty when it is not there; `name` is its key with that of this one before it.
+    pub fn section_of(&mut self, key: &'static str, name: &'static str) -> Section<'s, 'a> {
+        let mut section = Section { source: self.source, name, line: 0, table: None, known: Vec::new() };
         if let Some((value, span)) = self.find(key) {
             section.line = self.source.line(&span);
             match value.as_table() {
                 Some(table) => section.table = Some(table),
                 None => {
-                    let fix = format!("begin the section with a line [{key}]");
+                    let fix = format!("begin the section with a line [{name}]");
                     self.error(
                         key,
                         &span,

@@ -2,6 +2,7 @@
 
 use super::*;
 use ferrio_driver::{FaultEffect, FaultOps};
+use ferrio_engine::{Rate, Split};
 
 /// Text, then (line, key, value, part of what, part of limit, part of fix) of each problem, in order.
 type Case =
@@ -40,7 +41,14 @@ const CASES: &[Case] = &[
     ),
     (
         "[[volumes]]\n",
-        &[(1, "volumes", "", "unknown key", "daemon, limits, engine, volume", "did you mean volume?")],
+        &[(
+            1,
+            "volumes",
+            "",
+            "unknown key",
+            "daemon, limits, session, group, engine, volume",
+            "did you mean volume?",
+        )],
     ),
     ("\"\" = \"\"\n", &[(1, "\"\"", "\"\"", "unknown key", "daemon", "config/ferriod.toml")]),
     ("zzz = 1\n", &[(1, "zzz", "1", "unknown key", "daemon", "config/ferriod.toml")]),
@@ -208,7 +216,93 @@ const CASES: &[Case] = &[
             (7, "volume.read_only", "1", "not true or false", "", "read_only = true"),
         ],
     ),
+    (
+        "[session]\nweight = 1001\nlimit = { iops = -1, bytes_per_s = \"1 GB\", ipos = 2 }\n",
+        &[
+            (2, "session.weight", "1001", "out of range", "1 to 1000 shares", "weight = 1000"),
+            (3, "session.limit.iops", "-1", "out of range", "requests per second", "iops = 0"),
+            (3, "session.limit.bytes_per_s", "\"1 GB\"", "not a size", "KiB, MiB", "write bytes_per_s"),
+            (3, "session.limit.ipos", "2", "unknown key", "iops, read_iops", "did you mean iops?"),
+        ],
+    ),
+    (
+        "[[group]]\nname = \"a\"\nusers = [\"no-such-user\"]\ngroups = [\"no-such-group\"]\n\
+         [[group]]\nname = \"a\"\n[group.limit]\nburst_iops = 5\n[[group]]\nname = \"a b\"\nlimit = 3\n",
+        &[
+            (3, "group.users", "\"no-such-user\"", "no such user", "", "create the user"),
+            (4, "group.groups", "\"no-such-group\"", "no such group", "", "create the group"),
+            (6, "group.name", "\"a\"", "is the name of line 2 too", "names differ", "rename"),
+            (7, "group.limit.burst_iops", "5", "no effect without iops", "", "give iops too"),
+            (10, "group.name", "\"a b\"", "is not a name", "1 to 64", "choose a name"),
+            (11, "group.limit", "3", "not a section", "", "[group.limit]"),
+        ],
+    ),
+    (
+        "[[engine]]\nname = \"a\"\nlatency_goal = \"99%\"\nbudget_prio = 0\n\
+         [[volume]]\nname = \"v\"\nkind = \"null\"\nsize = 4096\n[volume.limit]\nread_bytes_per_s = \"1 TiB\"\n",
+        &[
+            (3, "engine.latency_goal", "\"99%\"", "is not a goal", "100 % to 10000 %", "\"200%\""),
+            (4, "engine.budget_prio", "0", "out of range", "1 to 4096 cost", "budget_prio = 1"),
+            (
+                10,
+                "volume.limit.read_bytes_per_s",
+                "\"1 TiB\"",
+                "out of range",
+                "0 B to 512 GiB",
+                "= \"512 GiB\"",
+            ),
+        ],
+    ),
 ];
+
+fn iops(per_second: u64) -> Limit {
+    let total = Some(Rate::new(per_second));
+    Limit { iops: Split { total, ..Split::default() }, ..Limit::default() }
+}
+
+#[test]
+fn nobody_is_limited_unless_it_is_written() {
+    let text = "[[group]]\nname = \"g\"\n[[volume]]\nname = \"v\"\nkind = \"null\"\nsize = 4096\n";
+    let config = read("f.toml", text).0.expect("valid");
+    let nothing = SessionSection { weight: 100, limit: Limit::default() };
+    assert_eq!((&config.session, &config.groups[0].session), (&nothing, &nothing));
+    assert!(config.groups[0].limit.is_unlimited() && config.volumes[0].limit.is_unlimited());
+    assert_eq!(config.engines[0].latency_goal, LatencyGoal::Off);
+    let written = read("f.toml", "[[engine]]\nname = \"main\"\n").0.expect("valid");
+    for engine in [&config.engines[0], &written.engines[0]] {
+        assert_eq!(engine.merge, MergeLimits::default());
+    }
+}
+
+#[test]
+fn weights_limits_and_groups_are_read() {
+    let text = "[session]\nweight = 50\nlimit = { iops = 10 }\n\
+                [[group]]\nname = \"db\"\nusers = [\"root\", 1000]\nweight = 300\n\
+                [group.limit]\nbytes_per_s = \"200 MiB\"\nburst_bytes = \"1 GiB\"\nwrite_iops = 7\n\
+                [group.session_limit]\niops = 20\n\
+                [[group]]\nname = \"free\"\ngroups = [\"root\", 6]\nsession_limit = {}\n\
+                [[group]]\nname = \"as-others\"\n\
+                [[engine]]\nname = \"main\"\nlatency_goal = \"2 ms\"\nmerge_bytes_max = \"1 MiB\"\nmerge_requests_max = 1\n\
+                [[volume]]\nname = \"v\"\nkind = \"null\"\nsize = 4096\nlimit.iops = 30\n";
+    let (config, problems) = read("f.toml", text);
+    let config = config.unwrap_or_else(|| panic!("{problems}"));
+    assert_eq!(config.session, SessionSection { weight: 50, limit: iops(10) });
+    let [db, free, others] = config.groups.as_slice() else { panic!("three groups") };
+    assert_eq!((db.uids.as_slice(), db.gids.len()), (&[0, 1000][..], 0));
+    assert_eq!(db.session, SessionSection { weight: 300, limit: iops(20) });
+    assert_eq!(db.limit.bytes.total, Some(Rate { per_second: 200 << 20, burst: Some(1 << 30) }));
+    assert_eq!(db.limit.iops.write, Some(Rate::new(7)));
+    assert_eq!(free.gids, [0, 6]);
+    assert_eq!(
+        free.session,
+        SessionSection { weight: 50, limit: Limit::default() },
+        "an empty table is no limit"
+    );
+    assert_eq!(others.session, config.session);
+    assert_eq!(config.engines[0].latency_goal, LatencyGoal::Within(2_000_000));
+    assert_eq!(config.engines[0].merge, MergeLimits { bytes_max: 1 << 20, segments_max: 1 });
+    assert_eq!(config.volumes[0].limit, iops(30));
+}
 
 #[test]
 fn every_mistake_names_line_key_value_limit_and_fix() {
@@ -373,7 +467,6 @@ fn no_volumes_is_a_warning() {
     assert!(problems.0.iter().any(|problem| problem.key == "volume"), "{problems}");
 }
 
-/// The shipped file is the reference of all keys: each stands there, set or commented out, with unit, range, default.
 #[test]
 fn fault_rules_are_read_and_open_their_engine_for_faults() {
     let text = "[[engine]]\nname = \"plain\"\nhelpers = 8\n[[engine]]\nname = \"bad\"\n\
@@ -395,6 +488,7 @@ fn fault_rules_are_read_and_open_their_engine_for_faults() {
     assert_eq!(second.effect, FaultEffect::Delay { min: std::time::Duration::ZERO, max });
 }
 
+/// The shipped file is the reference of all keys: each stands there, set or commented out, with unit, range, default.
 #[test]
 fn the_shipped_file_documents_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/ferriod.toml");

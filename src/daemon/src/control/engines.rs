@@ -17,6 +17,7 @@ impl Engines for Daemon {
         let engines = self.engines.iter().zip(&self.config.engines).map(|(engine, section)| {
             let info = engine.info();
             let driver = engine.driver_info(ANSWER_LIMIT);
+            let budgets = engine.schedule().map(|now| now.classes.map(|class| class.budget));
             Engine {
                 name: info.name.clone(),
                 backend: info.backend.to_owned(),
@@ -27,7 +28,7 @@ impl Engines for Daemon {
                 modes: driver.modes,
                 degraded: driver.degraded,
                 spin_us: section.spin_us,
-                budgets: section.budgets.to_vec(),
+                budgets: budgets.unwrap_or(section.budgets).to_vec(),
                 faults: section.faults,
                 helpers: section.helpers,
             }

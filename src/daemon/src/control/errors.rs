@@ -1,9 +1,11 @@
 //! The one place where errors become gRPC statuses. The errors word their own messages.
 
 use ferrio_driver::{FaultError, TargetError};
+use ferrio_engine::EngineError;
 use rustix::io::Errno;
 use tonic::{Code, Status};
 
+use crate::scheduling::error::ScheduleError;
 use crate::sessions::error::OpenError;
 use crate::uid_limit::Exceeded;
 use crate::volumes::error::VolumeError;
@@ -38,6 +40,28 @@ impl From<OpenError> for Status {
 impl From<VolumeError> for Status {
     fn from(error: VolumeError) -> Self {
         let (code, errno) = volume_code(&error);
+        with_errno(Status::new(code, error.to_string()), errno)
+    }
+}
+
+impl From<ScheduleError> for Status {
+    fn from(error: ScheduleError) -> Self {
+        let (code, errno) = match &error {
+            ScheduleError::Scope
+            | ScheduleError::GroupName(_)
+            | ScheduleError::Limit(_)
+            | ScheduleError::NoRate
+            | ScheduleError::Nothing(_)
+            | ScheduleError::Range { .. }
+            | ScheduleError::Budgets(_) => (Code::InvalidArgument, Errno::INVAL),
+            ScheduleError::NoSession(_)
+            | ScheduleError::NoGroup { .. }
+            | ScheduleError::NoEngine { .. }
+            | ScheduleError::Engine(EngineError::NoSession { .. }) => (Code::NotFound, Errno::NOENT),
+            ScheduleError::NotServed { .. } => (Code::FailedPrecondition, Errno::BUSY),
+            ScheduleError::Volume(error) => volume_code(error),
+            ScheduleError::Engine(error) => (Code::Unavailable, Errno::from_raw_os_error(error.errno())),
+        };
         with_errno(Status::new(code, error.to_string()), errno)
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ferrio_engine::{DEFAULT_WEIGHT, EngineError, Grant, QueueAttach, Resumed, SessionSpec, kill_point};
+use ferrio_engine::{EngineError, Grant, QueueAttach, Resumed, SessionSpec, kill_point};
 use ferrio_shm::doorbell::DoorbellRx;
 use ferrio_shm::lease::{LeaseEvent, LeaseMessage};
 use ferrio_shm::peer::PeerIdentity;
@@ -94,6 +94,7 @@ impl Sessions {
         kill_point!("session-served");
         self.tell_sizes(session);
         table.tokens.remove(token);
+        self.divide_group_limits(&mut table);
         drop(table);
         if let Err(error) = served {
             self.end(session_id, &format!("not attached: {error}"));
@@ -164,6 +165,7 @@ impl Sessions {
             }
             session.engines[place] = EngineState::Serving;
         }
+        self.apply_limit(session_id, session)?;
         Ok(sum)
     }
 
@@ -192,8 +194,8 @@ impl Sessions {
             regions: session.regions.iter().map(|(index, region)| (*index, region.region.clone())).collect(),
             grants: grants.collect(),
             features: session.plan.features,
-            weight: DEFAULT_WEIGHT,
-            group: None,
+            weight: session.share.weight,
+            group: session.share.group.clone(),
             merge: session.plan.merge,
             on_fault: Box::new(move |reason| {
                 // The receiver goes away with the daemon only.

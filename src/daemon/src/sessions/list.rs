@@ -97,6 +97,8 @@ impl Sessions {
             region_bytes: session.region_bytes(),
             owed,
             time_left_ms: millis(time_left),
+            weight: session.share.weight,
+            group: session.share.group.clone().unwrap_or_default(),
         }
     }
 
@@ -160,6 +162,7 @@ pub fn counters(shot: &CountersSnapshot) -> v1::Counters {
         completed: shot.completed,
         errors: shot.errors,
         bytes: shot.bytes,
+        merged: shot.merged,
     }
 }
 
@@ -170,4 +173,5 @@ fn add(sum: &mut v1::Counters, shot: &CountersSnapshot) {
     sum.completed += shot.completed;
     sum.errors += shot.errors;
     sum.bytes += shot.bytes;
+    sum.merged += shot.merged;
 }

@@ -77,6 +77,8 @@ impl Sessions {
         session.memory = Some(memory);
         session.regions = regions;
         let waiting = std::mem::replace(&mut session.state, State::Active);
+        // What was set for it before is gone with the daemon that it was set in.
+        session.share = self.shares.share_of(peer);
         let (message, events) = self.lease_begins(session_id, session);
         let resumed = match self.serve(session_id, session, ends) {
             Ok(resumed) => resumed,
@@ -101,6 +103,7 @@ impl Sessions {
         kill_point!("resume-served");
         self.resumed.fetch_add(1, Relaxed);
         log_resumed(session_id, session, resumed);
+        self.divide_group_limits(&mut table);
         Ok(Attached { session_id, message, fds: client.fds, resumed: true, events })
     }
 

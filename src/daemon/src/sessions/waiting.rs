@@ -21,6 +21,7 @@ use super::process::Birth;
 use super::saved::{Found, SavedRegion, SavedSession};
 use super::{EngineState, Regions, Session, Sessions, State, Token, saving};
 use crate::lease;
+use crate::scheduling::Share;
 
 /// How often it is looked whether the daemon before is still there.
 const PREDECESSOR_LOOK: Duration = Duration::from_millis(250);
@@ -114,6 +115,7 @@ impl Sessions {
             since: saving::since(saved.opened_ms),
             engines: vec![EngineState::Dormant; plan.engines.len()],
             plan,
+            share: Share::unknown(),
             memory: None,
             memory_file: saved.memory,
             hugepages,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrio_driver::{FaultPlan, FaultStatus, Target, TargetError, TargetKind};
-use ferrio_engine::{Engine, EngineError, VolumeId};
+use ferrio_engine::{Engine, EngineError, Limit, Scope, VolumeId};
 use tokio::sync::oneshot;
 
 use super::error::VolumeError;
@@ -136,6 +136,15 @@ impl Changes {
         self.engines[volume.engine].faults(id).map_err(|error| faults_error(name, error))
     }
 
+    /// Sets, changes or, by [`Limit::default`], takes away the limit of a volume.
+    pub fn set_limit(&self, name: &str, limit: Limit) -> Result<(), VolumeError> {
+        let (volume, id) = self.volumes.taking(name)?;
+        let set = self.engines[volume.engine].set_limit(Scope::Volume(id), limit);
+        set.map_err(|source| VolumeError::Engine { name: name.to_owned(), source })?;
+        self.volumes.set_limit(volume.key, limit);
+        Ok(())
+    }
+
     async fn resize_to(&self, volume: Volume, served: Served, bytes: u64) -> Result<(), VolumeError> {
         let (key, before, name) = (volume.key, volume.size_bytes, volume.name().to_owned());
         let id = served.id;
@@ -198,14 +207,14 @@ pub fn take_in(engine: &Engine, reservation: Reservation, opened: Opened) -> Res
     }
 }
 
-/// Brings an open volume into its engine, with the faults that its section asks for.
+/// Brings an open volume into its engine, with the faults and the limit that its section asks for.
 fn serve(engine: &Engine, reservation: Reservation, target: Arc<Target>) -> Result<Volume, VolumeError> {
     let name = reservation.name();
-    let faults = reservation.faults();
+    let (faults, limit) = (reservation.faults(), reservation.limit());
     let added = engine.add_volume(Arc::clone(&target)).and_then(|id| {
         // Before anyone can use it.
         let set = if faults.rules.is_empty() { Ok(()) } else { engine.set_faults(id, faults) };
-        set.map(|()| id)
+        set.and_then(|()| engine.set_limit(Scope::Volume(id), limit)).map(|()| id)
     });
     match added {
         Ok(id) => {

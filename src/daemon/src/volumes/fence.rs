@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrio_driver::{Holder, OpenOptions, Outline, Target, TargetError};
-use ferrio_engine::{Engine, kill_point};
+use ferrio_engine::{Engine, Scope, kill_point};
 
 use super::error::VolumeError;
 use super::{Fencing, Reservation, Served, Volume, Volumes, change, open};
@@ -92,7 +92,10 @@ pub fn begin(
     by: String,
 ) -> Result<Volume, VolumeError> {
     let name = reservation.name();
-    let added = engine.add_volume_fenced(outline);
+    let limit = reservation.limit();
+    let added = engine
+        .add_volume_fenced(outline)
+        .and_then(|id| engine.set_limit(Scope::Volume(id), limit).map(|()| id));
     let id = added.map_err(|source| VolumeError::Engine { name: name.clone(), source })?;
     tracing::warn!(
         "volume {name}: fenced: its lock is held by {by}; its requests wait until the lock is free, other volumes are served"

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ferrio_api::v1::{CreateVolumeRequest, VolumeKind};
 
 use ferrio_driver::FaultPlan;
+use ferrio_engine::Limit;
 
 use super::error::VolumeError;
 use crate::acl::AllowList;
@@ -36,6 +37,7 @@ pub fn section(request: CreateVolumeRequest, engines: &[String]) -> Result<Volum
         engine: At::default_value(engine),
         read_only: request.read_only,
         allow: AllowList { any: request.allow_any, uids: request.allow_uids, gids: request.allow_gids },
+        limit: Limit::default(),
         faults: FaultPlan::default(),
     })
 }

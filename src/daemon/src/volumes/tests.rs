@@ -12,6 +12,7 @@ pub fn section(name: &str, engine: &str, read_only: bool, allow: AllowList) -> V
         engine: At::default_value(engine.to_owned()),
         read_only,
         allow,
+        limit: Limit::default(),
         faults: ferrio_driver::FaultPlan::default(),
     }
 }

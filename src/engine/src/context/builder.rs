@@ -82,7 +82,7 @@ pub struct IoContextBuilder {
     backend: BackendChoice,
     spin_us: u32,
     arena_bytes: u64,
-    cancellable: bool,
+    timeouts: bool,
     weight: u32,
     group: Option<String>,
     home: Option<Home>,
@@ -153,7 +153,7 @@ impl IoContextBuilder {
             backend: BackendChoice::Auto,
             spin_us: 50,
             arena_bytes: 16 << 20,
-            cancellable: false,
+            timeouts: false,
             weight: DEFAULT_WEIGHT,
             group: None,
             home: None,
@@ -198,11 +198,10 @@ impl IoContextBuilder {
         self
     }
 
-    /// Events may have a [`timeout`](super::IoEvent::timeout) and may be [cancelled](super::IoEvent::cancel). Not by default:
-    /// the engine then keeps an account of each.
+    /// Events may have a [`timeout`](super::IoEvent::timeout). Not by default: the engine then keeps an account of each.
     #[must_use]
-    pub fn cancellable(mut self, cancellable: bool) -> Self {
-        self.cancellable = cancellable;
+    pub fn timeouts(mut self, timeouts: bool) -> Self {
+        self.timeouts = timeouts;
         self
     }
 
@@ -326,9 +325,7 @@ impl IoContextBuilder {
     }
 
     fn session(&self, guard: &ForkGuard, grants: Vec<Option<Grant>>) -> Result<Session, ContextError> {
-        // Twice the places: the answer to an event that the engine refuses may be here, and its place filled again, before the
-        // engine has given the SQEs back that it took with it, at most `depth` of them.
-        let entries = 2 * self.depth.next_power_of_two();
+        let entries = self.depth.next_power_of_two();
         let rings = Channel::ALL.map(|_| QueueSpec { sq_entries: entries, cq_entries: entries });
         let arena_bytes = self.arena_bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(!(PAGE_BYTES - 1));
         let layout = SessionLayout::new(&rings, arena_bytes)?;
@@ -378,7 +375,7 @@ impl IoContextBuilder {
 
     fn features(&self) -> u64 {
         let always = features::VECTORED | features::DISCARD | features::COMPARE_AND_WRITE;
-        if self.cancellable { always | features::CANCEL } else { always }
+        if self.timeouts { always | features::CANCEL } else { always }
     }
 
     fn lanes<C>(

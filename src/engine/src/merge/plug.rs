@@ -60,6 +60,11 @@ impl<R> Plug<R> {
         self.limits = limits.or_off();
     }
 
+    /// The limits; [`MergeLimits::OFF`] if nothing is joined.
+    pub fn limits(&self) -> MergeLimits {
+        self.limits
+    }
+
     /// Nothing is open.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -1,7 +1,7 @@
 //! One look at a scheduler, for the control plane.
 
 use super::{Budgets, Limit, Scheduler, Scope, latency::LatencyGoal};
-use crate::{clock::Nanos, queue::Class};
+use crate::{clock::Nanos, merge::MergeLimits, queue::Class};
 
 /// A class of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,11 +64,13 @@ pub struct ScheduleSnapshot {
     pub throttles: u64,
     /// The latency target.
     pub latency: LatencySchedule,
+    /// How far adjacent requests are joined; [`MergeLimits::OFF`] if they are not.
+    pub merge: MergeLimits,
 }
 
 impl Scheduler {
-    /// How things stand. Allocates.
-    pub fn snapshot(&self) -> ScheduleSnapshot {
+    /// How things stand, with what holds for merging. Allocates.
+    pub fn snapshot(&self, merge: MergeLimits) -> ScheduleSnapshot {
         let (budgets, starved): (Budgets, _) = (self.rounds.budgets(), self.starved());
         let class = |class: Class| ClassSchedule {
             budget: budgets[class.index()],
@@ -99,6 +101,7 @@ impl Scheduler {
                 cuts: target.cuts(),
                 alone: target.alone(),
             },
+            merge,
         }
     }
 }
@@ -118,7 +121,7 @@ mod tests {
         scheduler.set_limit(Scope::Group("batch".to_owned()), &limit, 0);
         scheduler.set_budgets([9, 8, 7]);
         scheduler.set_latency_goal(LatencyGoal::Relative(200));
-        let shown = scheduler.snapshot();
+        let shown = scheduler.snapshot(MergeLimits::OFF);
         assert_eq!(shown.classes.map(|class| (class.budget, class.waiting)), [(9, 0), (8, 0), (7, 0)]);
         let session = |session_id, weight, group: Option<&str>| SessionSchedule {
             session_id,
@@ -137,7 +140,7 @@ mod tests {
         for weight in 1..=crate::scheduler::WEIGHT_MAX {
             let mut scheduler = Scheduler::new(1, 1, DEFAULT_BUDGETS);
             scheduler.open_session(1, weight, None, &[0], &[None]);
-            assert_eq!(scheduler.snapshot().sessions[0].weight, weight);
+            assert_eq!(scheduler.snapshot(MergeLimits::OFF).sessions[0].weight, weight);
         }
     }
 }

@@ -139,6 +139,7 @@ impl<S: SubmitHalf> IoThread for Submitter<S> {
     }
 
     fn schedule(&self) -> ScheduleSnapshot {
-        self.scheduler.snapshot()
+        let merge = self.plug.as_ref().map_or(MergeLimits::OFF, |plug| plug.limits());
+        self.scheduler.snapshot(merge)
     }
 }

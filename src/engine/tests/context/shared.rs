@@ -5,7 +5,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
-        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -25,7 +24,7 @@ use ferrio_shm::{
     ring::{CqConsumer, SqProducer},
 };
 
-use crate::{BLOCK, Callback, LIMIT, TestEngine, VOLUME_BYTES, block_on, context, sending, workers};
+use crate::{BLOCK, Callback, LIMIT, TestEngine, VOLUME_BYTES, block_on, context, workers};
 
 /// A session as a client process has it, served by the same engine: it reads one block again and again.
 struct RingSession {
@@ -170,34 +169,4 @@ fn contexts_share_an_engine_that_ends_with_the_last_of_them() {
     let engine = second.engine().clone();
     second.shutdown(LIMIT);
     assert!(engine.run(|_| ()).is_err(), "the engine has ended");
-}
-
-/// Events are merged as those of ring sessions are, and each has its own answer.
-#[test]
-fn adjacent_events_go_to_the_device_in_one_operation() {
-    let engine = TestEngine::new(BackendChoice::Auto);
-    let known = engine.volume();
-    let workers = workers::<Callback>(0);
-    let (context, volume) = engine.context(known, 64, &workers);
-    let (sender, receiver) = mpsc::channel();
-    for n in 0..64_u8 {
-        let mut buffer = context.buffer(BLOCK).unwrap();
-        buffer.fill(n);
-        let event = IoEvent::write(volume, u64::from(n) * BLOCK as u64, buffer);
-        context.stage(event.callback(sending(&sender)), Channel::Write).unwrap();
-    }
-    context.notify();
-    for _ in 0..64 {
-        let completion = receiver.recv_timeout(LIMIT).unwrap();
-        assert_eq!(
-            (completion.result, completion.buffer.map(|buffer| buffer.len())),
-            (Ok(BLOCK as u32), Some(BLOCK))
-        );
-    }
-    let merged: u64 = engine.engine.snapshot().classes.iter().map(|class| class.counters.merged).sum();
-    assert!(merged > 0);
-    let buffer = context.buffer(64 * BLOCK).unwrap();
-    let completion = block_on(context.execute(IoEvent::read(volume, 0, buffer), Channel::Read)).unwrap();
-    let buffer = completion.into_buffer().unwrap().unwrap();
-    assert!(buffer.chunks(BLOCK).zip(0_u8..).all(|(block, n)| block.iter().all(|byte| *byte == n)));
 }
