@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench;
+use crate::scheduler::{Budgets, parse_budgets, parse_goal};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 the daemon refused or the benchmark failed, 2 wrong usage, 3 no connection to the daemon.
@@ -44,6 +45,16 @@ pub enum Command {
     Session {
         #[command(subcommand)]
         command: SessionCommand,
+    },
+    /// What volumes, sessions and groups of sessions may do per second.
+    Limit {
+        #[command(subcommand)]
+        command: LimitCommand,
+    },
+    /// How the engines share the device out: classes, weights, groups, the latency goal of prio, merging.
+    Scheduler {
+        #[command(subcommand)]
+        command: SchedulerCommand,
     },
     /// What is queued and in flight.
     Queue {
@@ -223,6 +234,8 @@ pub enum Kind {
 pub enum SessionCommand {
     /// Open sessions, oldest first.
     List,
+    /// Changes weight and group of a session, until it ends or the daemon does. For root and the daemon's own user.
+    Set(SessionArgs),
     /// Ends a session: its client is told why, then its lease closes. For root and the daemon's own user.
     Evict {
         /// Session id.
@@ -231,6 +244,146 @@ pub enum SessionCommand {
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct SessionArgs {
+    /// Session id.
+    pub session_id: u64,
+    #[command(flatten)]
+    pub change: SessionChange,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct SessionChange {
+    /// Share of each class beside other sessions that want more than theirs; 100 if nothing says otherwise.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub weight: Option<u32>,
+    /// Group whose limit holds for it too; weight and limit of the session itself stay as they are.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// It is in no group any more.
+    #[arg(long, conflicts_with = "group")]
+    pub no_group: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LimitCommand {
+    /// Limits in force, and how often each had requests wait.
+    List,
+    /// Limits a volume, a session or a group, in place of the limit it had: what is not named is not limited. It holds until
+    /// the daemon ends. For root and the daemon's own user.
+    Set(LimitArgs),
+    /// Takes a limit away. For root and the daemon's own user.
+    Clear(ScopeArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct LimitArgs {
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+    #[command(flatten)]
+    pub rates: RateArgs,
+    #[command(flatten)]
+    pub bursts: BurstArgs,
+}
+
+/// On what a limit is set.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct ScopeArgs {
+    /// All that is done on this volume.
+    #[arg(long)]
+    pub volume: Option<String>,
+    /// All that this session does.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub session: Option<u64>,
+    /// All that the sessions of this group do together; the limit makes the group if there is none.
+    #[arg(long)]
+    pub group: Option<String>,
+}
+
+/// Rates.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct RateArgs {
+    /// Requests per second, reads and writes together.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub iops: Option<u64>,
+    /// Reads per second.
+    #[arg(long, value_name = "IOPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub read_iops: Option<u64>,
+    /// Writes per second.
+    #[arg(long, value_name = "IOPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub write_iops: Option<u64>,
+    /// Data per second, read and written together, such as 100MiB.
+    #[arg(long, value_parser = bench::parse_size)]
+    pub bytes: Option<u64>,
+    /// Data read per second.
+    #[arg(long, value_name = "BYTES", value_parser = bench::parse_size)]
+    pub read_bytes: Option<u64>,
+    /// Data written per second.
+    #[arg(long, value_name = "BYTES", value_parser = bench::parse_size)]
+    pub write_bytes: Option<u64>,
+}
+
+/// What may pass at once after a pause; without them: what passes in 10 ms.
+#[derive(Debug, Args)]
+pub struct BurstArgs {
+    /// Requests that may pass at once after a pause, beyond --iops.
+    #[arg(long, value_name = "REQUESTS", requires = "iops", value_parser = clap::value_parser!(u64).range(1..))]
+    pub burst_iops: Option<u64>,
+    /// The same, of --read-iops.
+    #[arg(long, value_name = "REQUESTS", requires = "read_iops", value_parser = clap::value_parser!(u64).range(1..))]
+    pub burst_read_iops: Option<u64>,
+    /// The same, of --write-iops.
+    #[arg(long, value_name = "REQUESTS", requires = "write_iops", value_parser = clap::value_parser!(u64).range(1..))]
+    pub burst_write_iops: Option<u64>,
+    /// Data that may pass at once after a pause, beyond --bytes.
+    #[arg(long, value_name = "BYTES", requires = "bytes", value_parser = bench::parse_size)]
+    pub burst_bytes: Option<u64>,
+    /// The same, of --read-bytes.
+    #[arg(long, value_name = "BYTES", requires = "read_bytes", value_parser = bench::parse_size)]
+    pub burst_read_bytes: Option<u64>,
+    /// The same, of --write-bytes.
+    #[arg(long, value_name = "BYTES", requires = "write_bytes", value_parser = bench::parse_size)]
+    pub burst_write_bytes: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SchedulerCommand {
+    /// Classes with the time that each was starved, the latency goal and what it does, merging, weights, groups.
+    Show,
+    /// Changes how engines schedule, until the daemon ends. For root and the daemon's own user.
+    Set(SchedulerArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct SchedulerArgs {
+    /// Engine; without it: all of them.
+    #[arg(long)]
+    pub engine: Option<String>,
+    #[command(flatten)]
+    pub change: SchedulerChange,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct SchedulerChange {
+    /// How fast the device is to answer prio, at the cost of what reads and writes it does beside: off, a time such as 2ms, or
+    /// a part of what prio takes alone such as 200%.
+    #[arg(long, value_name = "GOAL", value_parser = parse_goal)]
+    pub latency: Option<ferrio_api::v1::LatencyGoal>,
+    /// What prio, read and write may take of a round while others wait, 1 to 4096 each: a request costs 1 for each 16 KiB begun.
+    #[arg(long, value_name = "PRIO,READ,WRITE", value_parser = parse_budgets)]
+    pub budgets: Option<Budgets>,
+    /// Data that adjacent requests may have which go to the device in one operation, such as 512KiB.
+    #[arg(long, value_name = "BYTES", value_parser = bench::parse_size)]
+    pub merge_bytes: Option<u64>,
+    /// Adjacent requests that may go to the device in one operation; 1: none are joined.
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub merge_requests: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -266,6 +419,38 @@ mod tests {
             cli.command,
             Command::Queue { command: QueueCommand::List { watch: true, interval_ms: 1000 } }
         ));
+    }
+
+    #[test]
+    fn a_limit_has_one_scope_and_a_rate() {
+        let parse = |words: &str| Cli::try_parse_from(format!("ferrioctl {words}").split(' '));
+        for good in [
+            "limit set --volume v --iops 5 --burst-iops 9",
+            "limit set --session 7 --read-bytes 50MiB",
+            "limit clear --group g",
+            "session set 3 --weight 1000",
+            "session set 3 --no-group",
+            "scheduler set --latency 200% --budgets 1,2,3",
+            "scheduler set --engine main --merge-requests 1",
+        ] {
+            assert!(parse(good).is_ok(), "{good}: {:?}", parse(good).err());
+        }
+        for wrong in [
+            "limit set --volume v",
+            "limit set --iops 5",
+            "limit set --volume v --session 7 --iops 5",
+            "limit set --volume v --iops 5 --burst-read-iops 9",
+            "limit set --volume v --iops 0",
+            "limit set --session 0 --iops 5",
+            "limit clear",
+            "session set 3",
+            "session set 3 --weight 1001",
+            "session set 3 --group g --no-group",
+            "scheduler set",
+            "scheduler set --latency 2",
+        ] {
+            assert_eq!(parse(wrong).expect_err(wrong).exit_code(), 2, "{wrong}");
+        }
     }
 
     #[test]

@@ -59,7 +59,7 @@ fn engine_table(engine: &Engine) -> String {
         ("  backend", format!("{}: {}", engine.backend, engine.backend_reason)),
         ("  threads", engine.threads.to_string()),
         ("  queue depth", format!("{} in the kernel, {} accepted", engine.queue_depth, engine.requests_max)),
-        ("  budgets", format!("{budgets} requests per round (prio / read / write)")),
+        ("  budgets", format!("{budgets} per round (prio / read / write)")),
         ("  spin", format!("{} us", engine.spin_us)),
         ("  modes", engine.modes.join(", ")),
         ("  helpers", format!("{} threads", engine.helpers)),
@@ -172,7 +172,7 @@ engine         main
   backend      aio: io_uring_setup: EPERM
   threads      2
   queue depth  256 in the kernel, 16384 accepted
-  budgets      64 / 32 / 32 requests per round (prio / read / write)
+  budgets      64 / 32 / 32 per round (prio / read / write)
   spin         50 us
   modes        resfd
   helpers      4 threads

@@ -8,8 +8,10 @@ mod connect;
 mod error;
 mod fault;
 mod info;
+mod limit;
 mod output;
 mod queue;
+mod scheduler;
 mod session;
 mod stats;
 #[cfg(test)]
@@ -22,7 +24,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, FaultCommand, QueueCommand, SessionCommand, VolumeCommand};
+use cli::{
+    Cli, Command, FaultCommand, LimitCommand, QueueCommand, SchedulerCommand, SessionCommand, VolumeCommand,
+};
 use error::CtlError;
 
 /// Runs the command line of this process.
@@ -68,9 +72,19 @@ async fn run(cli: Cli) -> Result<(), CtlError> {
         },
         Command::Session { command } => match command {
             SessionCommand::List => session::list(channel, json).await,
+            SessionCommand::Set(args) => session::set(channel, json, args).await,
             SessionCommand::Evict { session_id, reason } => {
                 session::evict(channel, json, session_id, reason).await
             }
+        },
+        Command::Limit { command } => match command {
+            LimitCommand::List => limit::list(channel, json).await,
+            LimitCommand::Set(args) => limit::set(channel, json, args).await,
+            LimitCommand::Clear(scope) => limit::clear(channel, json, scope).await,
+        },
+        Command::Scheduler { command } => match command {
+            SchedulerCommand::Show => scheduler::show(channel, json).await,
+            SchedulerCommand::Set(args) => scheduler::set(channel, json, args).await,
         },
         Command::Queue { command: QueueCommand::List { watch: false, .. } } => {
             queue::list(channel, json).await

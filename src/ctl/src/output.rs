@@ -158,10 +158,10 @@ pub const CLASSES: [&str; 3] = ["prio", "read", "write"];
 
 /// JSON of counters.
 pub fn counters_json(counters: &Counters) -> Value {
-    let Counters { queued, in_flight, oldest_us, completed, errors, bytes } = counters;
+    let Counters { queued, in_flight, oldest_us, completed, errors, bytes, merged } = counters;
     json!({
         "queued": queued, "in_flight": in_flight, "oldest_us": oldest_us, "completed": completed, "errors": errors,
-        "bytes": bytes,
+        "bytes": bytes, "merged": merged,
     })
 }
 
@@ -174,11 +174,12 @@ pub fn waits_json(waits: &Waits) -> Value {
 }
 
 /// Columns of counters.
-pub const COUNTER_COLUMNS: [Column; 6] = [
+pub const COUNTER_COLUMNS: [Column; 7] = [
     Column::Right("QUEUED"),
     Column::Right("IN-FLIGHT"),
     Column::Right("COMPLETED"),
     Column::Right("ERRORS"),
+    Column::Right("MERGED"),
     Column::Right("BYTES"),
     Column::Right("OLDEST"),
 ];
@@ -191,6 +192,7 @@ pub fn counter_cells(counters: Option<&Counters>) -> Vec<String> {
         counters.in_flight.to_string(),
         counters.completed.to_string(),
         counters.errors.to_string(),
+        counters.merged.to_string(),
         bytes(counters.bytes),
         age(counters.oldest_us),
     ]

@@ -122,6 +122,7 @@ mod tests {
             completed: 123_456,
             errors: 1,
             bytes: 3 << 30,
+            merged: 999,
         };
         let class = |class: Class| ClassQueue {
             engine: "main".into(),
@@ -146,12 +147,12 @@ mod tests {
     #[test]
     fn as_a_table() {
         let wanted = "\
-ENGINE  CLASS  ENTRIES  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST
-main    prio     16384       3         32     123456       1  3 GiB  1.2 ms
-main    read     16384       3         32     123456       1  3 GiB  1.2 ms
+ENGINE  CLASS  ENTRIES  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  MERGED  BYTES  OLDEST
+main    prio     16384       3         32     123456       1     999  3 GiB  1.2 ms
+main    read     16384       3         32     123456       1     999  3 GiB  1.2 ms
 
-SESSION  CLIENT       QUEUE  ENGINE   SQ/CQ  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST  HELD
-     12  bulk-reader      0  main    64/128       3         32     123456       1  3 GiB  1.2 ms     2";
+SESSION  CLIENT       QUEUE  ENGINE   SQ/CQ  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  MERGED  BYTES  OLDEST  HELD
+     12  bulk-reader      0  main    64/128       3         32     123456       1     999  3 GiB  1.2 ms     2";
         assert_eq!(to_table(&answer()), wanted);
         let widest = to_table(&answer()).lines().map(str::len).max();
         assert!(widest <= Some(120));

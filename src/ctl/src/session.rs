@@ -1,12 +1,15 @@
 //! `ferrioctl session`.
 
+use ferrio_api::v1::scheduling_client::SchedulingClient;
 use ferrio_api::v1::sessions_client::SessionsClient;
 use ferrio_api::v1::{
-    EvictSessionRequest, ListSessionsRequest, ListSessionsResponse, Session, SessionState, VolumeRequest,
+    EvictSessionRequest, ListSessionsRequest, ListSessionsResponse, Session, SessionState, SetSessionRequest,
+    VolumeRequest,
 };
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
+use crate::cli::SessionArgs;
 use crate::connect::ANSWER_BYTES_MAX;
 use crate::error::CtlError;
 use crate::output::{
@@ -19,6 +22,21 @@ pub async fn list(channel: Channel, json: bool) -> Result<(), CtlError> {
     let mut client = SessionsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     let answer = client.list(ListSessionsRequest {}).await?.into_inner();
     if json { print_json(&to_json(&answer), false) } else { print(&to_table(&answer)) }
+}
+
+/// `session set`.
+pub async fn set(channel: Channel, json: bool, args: SessionArgs) -> Result<(), CtlError> {
+    let (session_id, weight) = (args.session_id, args.change.weight);
+    let group = args.change.group.or_else(|| args.change.no_group.then(String::new));
+    let mut said = Vec::new();
+    said.extend(weight.map(|weight| format!("weight {weight}")));
+    said.extend(group.as_ref().map(|group| match group.as_str() {
+        "" => "no group".to_owned(),
+        group => format!("group {group}"),
+    }));
+    SchedulingClient::new(channel).set_session(SetSessionRequest { session_id, weight, group }).await?;
+    let said = format!("session {session_id}: {} from now on", said.join(", "));
+    if json { print_json(&json!({}), false) } else { print(&said) }
 }
 
 /// `session evict`.
@@ -77,9 +95,11 @@ fn to_table(answer: &ListSessionsResponse) -> String {
         ]
     });
     let mut text = output::table(&who, rows.collect(), "no sessions");
-    let did = [Column::Right("SESSION")].into_iter().chain(COUNTER_COLUMNS).collect::<Vec<_>>();
+    let did = [Column::Right("SESSION"), Column::Right("WEIGHT"), Column::Left("GROUP")];
+    let did = did.into_iter().chain(COUNTER_COLUMNS).collect::<Vec<_>>();
     let rows = answer.sessions.iter().map(|session| {
-        let mut cells = vec![session.session_id.to_string()];
+        let group = if session.group.is_empty() { "-" } else { &session.group };
+        let mut cells = vec![session.session_id.to_string(), session.weight.to_string(), group.to_owned()];
         cells.extend(counter_cells(session.counters.as_ref()));
         cells
     });
@@ -138,6 +158,8 @@ fn session_json(session: &Session) -> Value {
         "region_bytes": session.region_bytes,
         "owed": session.owed,
         "time_left_ms": session.time_left_ms,
+        "weight": session.weight,
+        "group": session.group,
         "counters": counters_json(&session.counters.unwrap_or_default()),
     })
 }
@@ -173,12 +195,15 @@ mod tests {
                 completed: 9,
                 errors: 0,
                 bytes: 4096,
+                merged: 5,
             }),
             hugepages: true,
             hugepages_bytes: 4 << 20,
             hugepages_reason: "4194304 of 8388608 bytes are: no memory".into(),
             regions: 2,
             region_bytes: 3 << 20,
+            weight: 300,
+            group: "db".into(),
             ..Session::default()
         };
         let faulted = Session {
@@ -207,10 +232,10 @@ SESSION  CLIENT       STATE     PID   UID      AGE  MEMORY   REGIONS  QUEUES  VO
       2  broken       faulted     0     0     0 ms     0 B         -       0
       3  restarted    waiting     0     0     0 ms     0 B         -       0
 
-SESSION  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  BYTES  OLDEST
-      1       1          2          9       0  4 KiB  350 us
-      2       0          0          0       0    0 B       -
-      3       0          0          0       0    0 B       -
+SESSION  WEIGHT  GROUP  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  MERGED  BYTES  OLDEST
+      1     300  db          1          2          9       0       5  4 KiB  350 us
+      2       0  -           0          0          0       0       0    0 B       -
+      3       0  -           0          0          0       0       0    0 B       -
 
 session 1: 4 MiB in huge pages, not all of its arena: 4194304 of 8388608 bytes are: no memory
 

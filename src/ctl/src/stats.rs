@@ -158,10 +158,10 @@ sessions               2 open, 5 opened, 1 refused
 of the ferriod before  2 waiting, 3 resumed, 4 dropped with 11 requests owed
 
 engine main
-CLASS  QUEUED  IN-FLIGHT  COMPLETED  ERRORS   BYTES  OLDEST
-prio        0          0          0       0     0 B       -
-read        0          0          7       0  28 KiB       -
-write       0          0          0       0     0 B       -
+CLASS  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  MERGED   BYTES  OLDEST
+prio        0          0          0       0       0     0 B       -
+read        0          0          7       0       0  28 KiB       -
+write       0          0          0       0       0     0 B       -
 submitter turns    120
 submitter sleeps   0
 poller turns       0
