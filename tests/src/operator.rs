@@ -1,8 +1,10 @@
-//! What an operator does to volumes and sessions over gRPC, for tests that do it while clients are at work.
+//! What an operator does to volumes, sessions and limits over gRPC, for tests that do it while clients are at work.
 
 use std::path::PathBuf;
 
-use ferrio_api::v1::{self, sessions_client::SessionsClient, volumes_client::VolumesClient};
+use ferrio_api::v1::{
+    self, scheduling_client::SchedulingClient, sessions_client::SessionsClient, volumes_client::VolumesClient,
+};
 use tonic::{Response, Status, transport::Channel};
 
 /// The control socket of a daemon, one connection per call.
@@ -99,6 +101,60 @@ impl Operator {
     pub fn clear_faults(&self, volume: &str) -> Result<(), Status> {
         let request = v1::ClearFaultsRequest { volume: volume.into() };
         self.call(|channel| async move { VolumesClient::new(channel).clear_faults(request).await })?;
+        Ok(())
+    }
+
+    /// Scheduling.Get.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn scheduling(&self) -> Result<v1::GetSchedulingResponse, Status> {
+        let get =
+            |channel| async move { SchedulingClient::new(channel).get(v1::GetSchedulingRequest {}).await };
+        self.call(get)
+    }
+
+    /// Scheduling.SetLimit.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn set_limit(&self, scope: v1::LimitScope, limit: v1::Limit) -> Result<(), Status> {
+        let request = v1::SetLimitRequest { scope: Some(scope), limit: Some(limit) };
+        self.call(|channel| async move { SchedulingClient::new(channel).set_limit(request).await })?;
+        Ok(())
+    }
+
+    /// Scheduling.ClearLimit.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn clear_limit(&self, scope: v1::LimitScope) -> Result<(), Status> {
+        let request = v1::ClearLimitRequest { scope: Some(scope) };
+        self.call(|channel| async move { SchedulingClient::new(channel).clear_limit(request).await })?;
+        Ok(())
+    }
+
+    /// Scheduling.SetSession.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn set_session(
+        &self,
+        session_id: u64,
+        weight: Option<u32>,
+        group: Option<&str>,
+    ) -> Result<(), Status> {
+        let request = v1::SetSessionRequest { session_id, weight, group: group.map(str::to_owned) };
+        self.call(|channel| async move { SchedulingClient::new(channel).set_session(request).await })?;
+        Ok(())
+    }
+
+    /// Scheduling.SetEngine.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn set_engine(&self, request: v1::SetEngineRequest) -> Result<(), Status> {
+        self.call(|channel| async move { SchedulingClient::new(channel).set_engine(request).await })?;
         Ok(())
     }
 

@@ -44,8 +44,10 @@ fn every_list_has_a_table_and_json() {
 
 #[test]
 fn the_queues_are_seen_while_they_are_full() {
-    let daemon =
-        DaemonBuilder::new().engine("main", "auto", "queue_depth = 2").file("data", 64 * MIB).start();
+    let daemon = DaemonBuilder::new()
+        .engine("main", "auto", "queue_depth = 2\nmerge_requests_max = 1")
+        .file("data", 64 * MIB)
+        .start();
     let mut client =
         daemon.client(&["verify", "data", "--bytes", "33554432", "--entries", "128", "--seconds", "3"]);
     client.wait_for_line("started");
