@@ -211,6 +211,37 @@ fn limits_hold_within_a_twentieth_over_two_seconds() {
     }
 }
 
+/// Any rate, size and burst: off by less than a twentieth and a request over two seconds, however late who waits is woken.
+#[test]
+fn any_limit_holds_within_a_twentieth() {
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let in_bytes = rng.bool();
+        let size = 512 << rng.u32(..12);
+        let unit = if in_bytes { size.into() } else { 1 };
+        // Two to two thousand requests a second, evenly by magnitude.
+        let per_second = (unit as f64 * 2.0 * 1000f64.powf(rng.f64())) as u64;
+        let burst = rng.bool().then(|| 1 + rng.u64(..unit * 4));
+        let rate = Rate { per_second, burst };
+        let disk = DeviceModel { per_block: 100, ..DISK };
+        let mut world = World::new(seed, disk, 32, DEFAULT_BUDGETS, &[100, 100]);
+        world.late = rng.u64(..2 * MILLISECOND);
+        world.scheduler.set_limit(Scope::Volume(VolumeId(0)), &limited(rate, in_bytes), 1);
+        for queue in 0..2 {
+            world.add(Load { bytes: (size, size), ..Load::new(queue, Class::ALL[rng.usize(..3)], 8) });
+        }
+        world.run(3 * SECOND);
+        let done = (0..2).map(|client| world.throughput(client, SECOND, 3 * SECOND));
+        let passed: u64 = done.map(|(requests, bytes)| if in_bytes { bytes } else { requests }).sum();
+        let due = 2 * per_second;
+        assert!(
+            passed.abs_diff(due) <= due / 20 + unit,
+            "seed {seed}, {rate:?} at {size} bytes, {} ns late: {passed} of {due}",
+            world.late
+        );
+    }
+}
+
 #[test]
 fn what_shares_a_limit_shares_it_by_weight() {
     let mut world = World::new(3, DISK, 32, DEFAULT_BUDGETS, &[100, 300]);

@@ -9,7 +9,7 @@ use ferrio_engine::{
     clock::Nanos,
     merge::{Merge, MergeLimits, Outcome, outcome},
     order::{Order, Standing},
-    queue::{Arrival, Class, cost_of},
+    queue::{Arrival, Class, Pick},
     scheduler::{Budgets, Scheduler},
 };
 
@@ -103,6 +103,8 @@ pub struct World {
     pub clients: Vec<Client>,
     pub faults: Faults,
     pub merge: MergeLimits,
+    /// By how much at most the engine is woken late.
+    pub late: Nanos,
     pub merged: u64,
     depth: usize,
     budgets: Budgets,
@@ -152,6 +154,7 @@ impl World {
             clients: Vec::new(),
             faults: Faults::default(),
             merge: MergeLimits::OFF,
+            late: 0,
             merged: 0,
             depth,
             budgets,
@@ -191,8 +194,9 @@ impl World {
             self.submit();
             self.pass();
             let starts = self.clients.iter().map(|client| client.load.from).filter(|from| *from > self.now);
-            let next =
-                self.device.next().min(self.scheduler.wakes_at(self.now)).min(starts.min().unwrap_or(until));
+            let late = if self.late > 0 { self.rng.u64(..=self.late) } else { 0 };
+            let woken = self.scheduler.wakes_at(self.now).saturating_add(late);
+            let next = self.device.next().min(woken).min(starts.min().unwrap_or(until));
             self.now = next.max(self.now + 1).min(until);
             while let Some(op) = self.device.pop(self.now, &mut self.rng) {
                 self.finish(op);
@@ -331,12 +335,13 @@ impl World {
             }
             // A class whose requests limits have just refused does not wait for its turn.
             let after = self.scheduler.backlog();
-            self.check_starvation(pick.record, std::array::from_fn(|class| backlog[class] && after[class]));
+            self.check_starvation(pick, std::array::from_fn(|class| backlog[class] && after[class]));
             self.scheduler.issued(pick, now);
             self.check_issue(pick.record);
             self.join(&mut plug, pick.record);
         }
-        for (_, parts) in plug {
+        for (merge, parts) in plug {
+            self.check_joined(&merge, &parts);
             let bytes = parts.iter().map(|part| u64::from(self.requests[*part as usize].bytes)).sum();
             self.merged += parts.len() as u64 - 1;
             let op = self.free_ops.pop().unwrap_or_else(|| {
@@ -378,6 +383,22 @@ impl World {
         self.clients[self.requests[record as usize].client].load.class
     }
 
+    /// One operation is one stretch of one volume, of one direction and class, and within the limits if it is joined.
+    fn check_joined(&self, merge: &Merge, parts: &[u32]) {
+        let first = self.op(parts[0]);
+        let mut end = first.offset;
+        for part in parts {
+            let op = self.op(*part);
+            assert_eq!((op.offset, op.kind, op.file), (end, first.kind, first.file), "{parts:?}");
+            assert_eq!(self.class(*part), self.class(parts[0]), "{parts:?}");
+            end += u64::from(op.length);
+        }
+        assert_eq!(end, merge.end(), "{parts:?}");
+        let MergeLimits { bytes_max, segments_max } = self.merge;
+        let within = end - first.offset <= bytes_max.into() && parts.len() <= segments_max as usize;
+        assert!(parts.len() == 1 || within, "{parts:?} beyond {:?}", self.merge);
+    }
+
     fn check_issue(&mut self, record: u32) {
         let request = &mut self.requests[record as usize];
         assert_eq!(request.place, Place::Waiting, "issued once: {request:?}");
@@ -399,12 +420,14 @@ impl World {
     }
 
     /// See `ferrio_engine::scheduler::rounds` for the bound.
-    fn check_starvation(&mut self, record: u32, backlog: [bool; 3]) {
-        let (served, largest) = (self.class(record).index(), 64);
-        let cost = cost_of(self.requests[record as usize].bytes);
+    fn check_starvation(&mut self, pick: Pick, backlog: [bool; 3]) {
+        let (served, largest) = (pick.class.index(), 64);
+        let cost = pick.cost;
         for (class, waits) in backlog.into_iter().enumerate() {
             if class == served {
-                (self.passed[class], self.last[class]) = (0, cost);
+                // Who was alone paid nothing, and owes what it owed.
+                let owes = if cost > 0 { cost } else { self.last[class] };
+                (self.passed[class], self.last[class]) = (0, owes);
             } else if !waits {
                 self.passed[class] = 0;
             } else {
