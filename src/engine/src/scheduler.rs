@@ -160,7 +160,7 @@ impl Scheduler {
             starvation: Starvation::default(),
             limits: Limits::default(),
             throttled: Timers::new(requests_max),
-            target: LatencyTarget::new(LatencyGoal::Off, depth),
+            target: LatencyTarget::new(depth),
             issued_at: vec![0; requests_max as usize].into(),
             passed_over: Vec::with_capacity(requests_max as usize),
             bulk_room: u32::MAX,

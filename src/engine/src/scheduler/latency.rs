@@ -3,18 +3,39 @@
 //! Feedback on the latency that the device shows, as congestion control has it on round trips:
 //!
 //! ```text
-//!              prio comes                    enough samples               prio is late
-//!   silent ----------------> probing (cap 0) --------------> ramp (cap x2) ------------> hold <--+
-//!     ^                          ^                                                        |      | each answer: grow a
-//!     |                          +-------- now and then, to see what prio takes alone ----+------+ little; late: cut
-//!     +-- no prio for a while: no cap at all
+//!            prio comes                              enough answers                    late
+//!   silent -------------> probing: no bulk is issued ---------------> ramp: cap x2 ---------> hold <--+
+//!     ^                      ^                                         |                        |     | in time: a little
+//!     |                      +----------- now and then ----------------+------------------------+-----+ more; late: cut
+//!     +-- no prio for a while: no cap
 //! ```
 //!
-//! In hold the cap grows by a small part with every prio answer that is in time and is cut by a large one when an answer is
-//! late, so that it settles where [`LATE_PARTS`] answers are late. Answers to what was issued before the last change, or
-//! while more than the cap was in flight, say nothing about the cap and are not looked at. Only a target that is relative to
-//! prio's own latency has to know that, and probes: for some 20 ms in 2 s.
+//! An answer to prio is **late** beyond the goal; a relative goal is so many times what 99 of 100 answers take [`alone`]. A
+//! late answer cuts the cap by much, one in time raises it by little, such that both are in balance where [`LATE_PARTS`] are
+//! late, whatever the device is like. What is late without bulk is not put down to bulk: where that is more, the balance is
+//! there.
+//!
+//! | answer | says something about |
+//! |---|---|
+//! | no bulk was in the device from its issue to its answer | what prio takes alone, never about the cap |
+//! | issued before the cap was last cut, or before bulk in flight had come down to it | nothing: one queue, one cut |
+//! | in time beside less bulk than half of the cap | nothing: the cap was not tried |
+//! | any other | the cap |
+//!
+//! Beside bulk that never ends there are probes, of some milliseconds: at most a tenth of the time until enough is known, then
+//! a twenty-fifth. As long as nothing is known bulk keeps [`CAP_MIN`]. It always keeps that: where even so little is too much,
+//! prio is late rather than that bulk stands still. Above that prio wins: that is what a goal is for, and who wants more of
+//! bulk sets a higher one.
+//!
+//! The cap counts requests, joined in one operation or not: that is the finer measure, with the lower least, and what joining
+//! saves is in the feedback. One cap holds for all devices of an engine. With the goal off a request costs two counters and two
+//! comparisons.
 
+mod alone;
+#[cfg(test)]
+mod tests;
+
+use self::alone::Alone;
 use crate::{
     clock::{MICROSECOND, Nanos},
     queue::Class,
@@ -28,33 +49,30 @@ const SILENCE: Nanos = 50 * MILLISECOND;
 const CAP_MIN: f64 = 1.0;
 /// Part of the cap that is left after a late answer.
 const CUT: f64 = 0.7;
-/// `ln(1 / CUT)`: what is cut at once grows back in so many steps of a small part each.
+/// `ln(1 / CUT)`: what a late answer takes away, spread as growth over those in time.
 const CUT_LOGARITHM: f64 = 0.357;
-/// Late answers in hold, per answer.
-const LATE_PARTS: f64 = 0.004;
-/// The same beyond those that are late without bulk too, where those are as many.
-const LATE_PARTS_MORE: f64 = 0.001;
-/// More late answers than this part are not put down to the device alone.
-const LATE_ALONE_MAX: f64 = 0.05;
-/// Probes are remembered by this many answers.
-const PROBED_MAX: u32 = 4096;
+/// Part of the answers that may be late: somewhat less than the hundredth that is meant, as it is met on the average.
+const LATE_PARTS: f64 = 0.008;
+/// The same where as many are late without bulk. A device of which more are late does not meet the goal by itself, and bulk
+/// keeps [`CAP_MIN`].
+const LATE_PARTS_MAX: f64 = 0.05;
 /// Answers in time before a ramp doubles the cap.
-const RAMP_SAMPLES: u32 = 12;
-/// Answers that a probe looks at, where there are as many in its time.
-const PROBE_SAMPLES: u32 = 64;
-/// The slowest of them that it remembers.
-const HIGHEST: usize = PROBE_SAMPLES as usize / 10 + 1;
+const RAMP_ANSWERS: u32 = 12;
+/// Answers that a probe waits for, where they come in its time.
+const PROBE_ANSWERS: u32 = 64;
 /// Time of a probe.
 const PROBE_TIME: Nanos = 20 * MILLISECOND;
-/// Longest time of a probe, where prio or the bulk before it is slow.
+/// Longest time of a probe, where the bulk before it has not come back.
 const PROBE_TIME_MAX: Nanos = 200 * MILLISECOND;
-/// Least time between probes; also this many times what the last one took.
-const PROBE_INTERVAL: Nanos = 2000 * MILLISECOND;
-const PROBE_INTERVAL_TIMES: u64 = 100;
-/// What a probe found holds this long beyond prio's silence.
+/// From the end of a probe to the next, in times of what it took.
+const PROBE_EVERY: u64 = 25;
+/// The same until [`WELL_KNOWN`] answers without bulk are known.
+const PROBE_EVERY_FIRST: u64 = 10;
+const WELL_KNOWN: u32 = 2048;
+/// So many, and it can be told how many are late without bulk.
+const KNOWN: u32 = 512;
+/// What prio takes alone is forgotten after this time.
 const ALONE_KEPT: Nanos = 30_000 * MILLISECOND;
-/// A relative target is aimed at with this part of it.
-const MARGIN: f64 = 0.8;
 
 /// What prio is to have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,70 +80,91 @@ pub enum LatencyGoal {
     /// Bulk is not capped.
     #[default]
     Off,
-    /// Nearly all answers of the device within this time.
+    /// 99 of 100 answers of the device within this time.
     Within(Nanos),
-    /// Nearly all within this many per cent, >= 100, of what they take without bulk.
+    /// 99 of 100 answers of the device within this many per cent, >= 100, of what 99 of 100 take without bulk.
     Relative(u32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Silent,
-    Probing { began: Nanos, samples: u32, highest: [Nanos; HIGHEST] },
-    Ramp { in_time: u32 },
-    Hold,
+    Probing { began: Nanos, answers: u32 },
+    Beside,
 }
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct LatencyTarget {
     goal: LatencyGoal,
-    cap_max: f64,
     phase: Phase,
-    cap: f64,
     /// Requests in the device.
     bulk: u32,
     prio: u32,
+    /// When bulk was last there, if it is not now.
+    bulk_at: Nanos,
+    // ---- beside prio
+    /// More bulk is in flight than the cap allows.
+    over: bool,
+    cap: f64,
+    cap_max: f64,
+    /// Answers in time since the cap was last doubled; `None` once one was late.
+    ramp: Option<u32>,
+    /// Latest answer that is in time; `None`: nothing is known yet.
+    limit: Option<Nanos>,
+    /// Growth of the cap with an answer in time.
+    growth: f64,
+    /// Since when bulk in flight is within the cap, once it is.
+    settled: Nanos,
+    /// When bulk in flight was last half of the cap or more, if it is not now.
+    tried_at: Nanos,
     /// When prio was last there.
     prio_at: Nanos,
-    /// Since when what is in flight is within the cap.
-    settled: Option<Nanos>,
-    /// What nearly all answers take without bulk.
-    alone: Option<Nanos>,
+    alone: Alone,
+    /// When that was last added to.
+    alone_at: Nanos,
     probe_at: Nanos,
     cuts: u64,
-    /// Answers without bulk, or next to none, and those of them that were late.
-    probed: u32,
-    late_alone: u32,
 }
 
 impl LatencyTarget {
     /// For a device that is given at most `depth` requests.
-    pub fn new(goal: LatencyGoal, depth: u32) -> Self {
+    pub fn new(depth: u32) -> Self {
         let cap_max = f64::from(depth.max(1));
         Self {
-            goal,
-            cap_max,
+            goal: LatencyGoal::Off,
             phase: Phase::Silent,
-            cap: cap_max,
             bulk: 0,
             prio: 0,
+            bulk_at: 0,
+            over: false,
+            cap: cap_max,
+            cap_max,
+            ramp: None,
+            limit: None,
+            growth: 0.0,
+            settled: 0,
+            tried_at: 0,
             prio_at: 0,
-            settled: None,
-            alone: None,
+            alone: Alone::default(),
+            alone_at: 0,
             probe_at: 0,
             cuts: 0,
-            probed: 0,
-            late_alone: 0,
         }
     }
 
-    /// Changes the goal.
-    pub fn set_goal(&mut self, goal: LatencyGoal) {
-        (self.goal, self.phase, self.cap) = (goal, Phase::Silent, self.cap_max);
+    /// What prio is to have.
+    pub fn goal(&self) -> LatencyGoal {
+        self.goal
     }
 
-    /// Bulk requests that may be in the device now; `u32::MAX` if it is all the same.
+    /// Changes the goal. What prio takes alone is kept.
+    pub fn set_goal(&mut self, goal: LatencyGoal) {
+        (self.goal, self.phase, self.cap, self.over) = (goal, Phase::Silent, self.cap_max, false);
+        self.aim();
+    }
+
+    /// Bulk that may be in the device now; `u32::MAX` if it is all the same.
     #[inline]
     pub fn cap(&mut self, now: Nanos) -> u32 {
         if self.phase == Phase::Silent { u32::MAX } else { self.cap_beside_prio(now) }
@@ -141,10 +180,19 @@ impl LatencyTarget {
         }
     }
 
-    /// Bulk requests in the device.
+    /// Bulk in the device.
     #[inline]
     pub fn bulk(&self) -> u32 {
         self.bulk
+    }
+
+    /// Bulk that may be in the device beside prio; `None` while it is all the same. 0 in a probe.
+    pub fn cap_now(&self) -> Option<u32> {
+        match self.phase {
+            Phase::Silent => None,
+            Phase::Probing { .. } => Some(0),
+            Phase::Beside => Some(self.cap as u32),
+        }
     }
 
     /// How often the cap was cut because prio was late.
@@ -152,23 +200,9 @@ impl LatencyTarget {
         self.cuts
     }
 
-    /// The goal.
-    pub fn goal(&self) -> LatencyGoal {
-        self.goal
-    }
-
-    /// Bulk requests that may be in the device beside prio; `None` while it is all the same. 0 in a probe.
-    pub fn cap_now(&self) -> Option<u32> {
-        match self.phase {
-            Phase::Silent => None,
-            Phase::Probing { .. } => Some(0),
-            Phase::Ramp { .. } | Phase::Hold => Some(self.cap as u32),
-        }
-    }
-
-    /// What nearly all answers to prio take without bulk, where a goal had to know it.
+    /// What 99 of 100 answers take without bulk, as far as it is known.
     pub fn alone(&self) -> Option<Nanos> {
-        self.alone
+        self.alone.p99()
     }
 
     /// A request went to the device.
@@ -195,13 +229,14 @@ impl LatencyTarget {
         }
     }
 
-    /// The device is done with a request, `latency` after it was issued.
+    /// The device is done with a request, `latency` after it was issued; that of bulk is not looked at.
     #[inline]
     pub fn on_complete(&mut self, class: Class, latency: Nanos, now: Nanos) {
         if class != Class::Prio {
             self.bulk -= 1;
-            if self.settled.is_none() {
-                self.settle(now);
+            self.bulk_at = now;
+            if self.phase != Phase::Silent {
+                self.bulk_came_back(now);
             }
             return;
         }
@@ -212,19 +247,35 @@ impl LatencyTarget {
         }
     }
 
+    /// The goal, or what prio takes alone, has changed.
+    fn aim(&mut self) {
+        self.limit = match self.goal {
+            LatencyGoal::Off => None,
+            LatencyGoal::Within(limit) => Some(limit),
+            LatencyGoal::Relative(percent) => self.alone.p99().map(|alone| alone * u64::from(percent) / 100),
+        };
+        let late = match self.limit {
+            Some(limit) if self.alone.answers() >= KNOWN => self.alone.part_beyond(limit),
+            _ => 0.0,
+        };
+        let parts = late.clamp(LATE_PARTS, LATE_PARTS_MAX);
+        self.growth = parts / (1.0 - parts) * CUT_LOGARITHM;
+    }
+
     fn cap_beside_prio(&mut self, now: Nanos) -> u32 {
         if self.prio == 0 && now.saturating_sub(self.prio_at) > SILENCE {
-            self.phase = Phase::Silent;
+            (self.phase, self.over) = (Phase::Silent, false);
             return u32::MAX;
         }
-        if let Phase::Probing { began, samples, .. } = self.phase {
+        if let Phase::Probing { began, answers } = self.phase {
             let elapsed = now.saturating_sub(began);
-            if elapsed < PROBE_TIME || (samples < 2 && elapsed < PROBE_TIME_MAX) {
+            let enough = elapsed >= PROBE_TIME && answers > 0;
+            if !enough && elapsed < PROBE_TIME_MAX {
                 return 0;
             }
             self.end_probe(now);
-        } else if matches!(self.goal, LatencyGoal::Relative(_)) && now >= self.probe_at {
-            self.probe(now);
+        } else if now >= self.probe_at {
+            self.phase = Phase::Probing { began: now, answers: 0 };
             return 0;
         }
         self.cap as u32
@@ -232,107 +283,94 @@ impl LatencyTarget {
 
     /// Prio has come after a silence.
     fn begin(&mut self, now: Nanos) {
-        let fresh = now < self.probe_at.saturating_add(ALONE_KEPT) && self.alone.is_some();
-        if matches!(self.goal, LatencyGoal::Relative(_)) && !fresh {
-            self.cap = CAP_MIN;
-            return self.probe(now);
+        if now.saturating_sub(self.alone_at) > ALONE_KEPT {
+            self.alone = Alone::default();
+            self.aim();
         }
-        self.phase = Phase::Ramp { in_time: 0 };
-        self.set_cap(self.cap / 2.0, now);
-    }
-
-    fn probe(&mut self, now: Nanos) {
-        self.phase = Phase::Probing { began: now, samples: 0, highest: [0; HIGHEST] };
-        self.settled = (self.bulk == 0).then_some(now);
+        (self.phase, self.ramp) = (Phase::Beside, Some(0));
+        if self.alone.p99().is_none() {
+            self.phase = Phase::Probing { began: now, answers: 0 };
+            self.cap = CAP_MIN;
+        } else {
+            self.set_cap(self.cap / 2.0, now);
+        }
     }
 
     fn end_probe(&mut self, now: Nanos) {
-        let Phase::Probing { began, samples, highest } = self.phase else { return };
-        // One in ten is slower. Rarer ones are too rare to be seen in a probe, or would be mistaken for what is usual.
-        let found = highest[samples as usize / 10];
-        let first = self.alone.is_none();
-        if self.probed > PROBED_MAX {
-            (self.probed, self.late_alone) = (self.probed / 2, self.late_alone / 2);
-        }
-        if samples > 0 {
-            self.alone = Some(self.alone.map_or(found, |alone| (3 * alone + found) / 4));
-            self.probed += samples;
-            let limit = self.limit().unwrap_or(Nanos::MAX);
-            self.late_alone += highest.iter().filter(|latency| **latency > limit).count() as u32;
-        }
-        self.probe_at = now + PROBE_INTERVAL.max(PROBE_INTERVAL_TIMES * now.saturating_sub(began));
-        self.phase = if first { Phase::Ramp { in_time: 0 } } else { Phase::Hold };
+        let Phase::Probing { began, .. } = self.phase else { return };
+        self.alone.look_up();
+        self.aim();
+        let times = if self.alone.answers() >= WELL_KNOWN { PROBE_EVERY } else { PROBE_EVERY_FIRST };
+        self.probe_at = now + times * now.saturating_sub(began).max(MILLISECOND);
+        self.phase = Phase::Beside;
         self.set_cap(self.cap, now);
     }
 
     fn set_cap(&mut self, cap: f64, now: Nanos) {
         self.cap = cap.clamp(CAP_MIN, self.cap_max);
-        self.settled = None;
         self.settle(now);
     }
 
     fn settle(&mut self, now: Nanos) {
-        let cap = if matches!(self.phase, Phase::Probing { .. }) { 0 } else { self.cap as u32 };
-        self.settled = (self.bulk <= cap).then_some(now);
+        self.over = self.bulk > self.cap as u32;
+        self.settled = now;
     }
 
-    /// Latest answer that is in time; `None`: as long as nothing is known every answer is.
-    fn limit(&self) -> Option<Nanos> {
-        match self.goal {
-            LatencyGoal::Off => None,
-            LatencyGoal::Within(limit) => Some(limit),
-            LatencyGoal::Relative(percent) => {
-                let times = (f64::from(percent) / 100.0 * MARGIN).max(1.0);
-                self.alone.map(|alone| (alone as f64 * times) as Nanos)
-            }
+    fn bulk_came_back(&mut self, now: Nanos) {
+        if self.tries(self.bulk + 1) {
+            self.tried_at = now;
+        }
+        if self.over {
+            self.settle(now);
         }
     }
 
-    /// Growth per answer in time, so that the answers that may be late balance it.
-    fn growth(&self) -> f64 {
-        let alone = f64::from(self.late_alone) / f64::from(self.probed.max(1));
-        let parts = LATE_PARTS.max(alone.min(LATE_ALONE_MAX) + LATE_PARTS_MORE);
-        parts / (1.0 - parts) * CUT_LOGARITHM
+    /// So much bulk says something about the cap.
+    fn tries(&self, bulk: u32) -> bool {
+        2.0 * f64::from(bulk) >= self.cap
     }
 
     fn look_at(&mut self, latency: Nanos, now: Nanos) {
         let issued = now.saturating_sub(latency);
-        if self.settled.is_none_or(|settled| issued < settled) {
+        if self.bulk == 0 && issued >= self.bulk_at {
+            return self.learn(latency, now);
+        }
+        if self.over || issued < self.settled {
             return;
         }
-        let late = self.limit().is_some_and(|limit| latency > limit);
-        if self.cap < CAP_MIN * 2.0 && self.phase == Phase::Hold {
-            // So little bulk is not to blame.
-            self.probed += 1;
-            self.late_alone += u32::from(late);
+        // As long as nothing is known, the cap stays where it is.
+        let Some(limit) = self.limit else { return };
+        if latency > limit {
+            self.cuts += 1;
+            self.ramp = None;
+            self.set_cap(self.cap * CUT, now);
+        } else if self.tries(self.bulk) || self.tried_at >= issued {
+            self.grow();
         }
-        match &mut self.phase {
-            Phase::Silent => {}
-            Phase::Probing { samples, highest, .. } => {
-                *samples += 1;
-                let place = highest.partition_point(|higher| *higher >= latency);
-                if place < HIGHEST {
-                    highest.copy_within(place..HIGHEST - 1, place + 1);
-                    highest[place] = latency;
-                }
-                if *samples >= PROBE_SAMPLES {
-                    self.end_probe(now);
-                }
-            }
-            _ if late => {
-                self.cuts += 1;
-                self.phase = Phase::Hold;
-                self.set_cap(self.cap * CUT, now);
-            }
-            Phase::Ramp { in_time } => {
-                *in_time += 1;
-                if *in_time >= RAMP_SAMPLES {
-                    *in_time = 0;
-                    self.set_cap(self.cap * 2.0, now);
-                    self.settled = Some(now);
-                }
-            }
-            Phase::Hold => self.cap = (self.cap * (1.0 + self.growth())).min(self.cap_max),
+    }
+
+    /// An answer without bulk.
+    fn learn(&mut self, latency: Nanos, now: Nanos) {
+        self.alone_at = now;
+        if self.alone.note(latency) {
+            self.aim();
         }
+        if let Phase::Probing { answers, .. } = &mut self.phase {
+            *answers += 1;
+            if *answers >= PROBE_ANSWERS {
+                self.end_probe(now);
+            }
+        }
+    }
+
+    fn grow(&mut self) {
+        let times = match &mut self.ramp {
+            None => 1.0 + self.growth,
+            Some(in_time) => {
+                *in_time = (*in_time + 1) % RAMP_ANSWERS;
+                if *in_time == 0 { 2.0 } else { 1.0 }
+            }
+        };
+        self.cap = (self.cap * times).min(self.cap_max);
     }
 }
