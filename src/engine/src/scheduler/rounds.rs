@@ -10,7 +10,7 @@
 //!
 //! A class whose turn has come and whose requests a limit holds back misses the rest of its round when the others begin
 //! another one. It has that rest before all others once it may go, or those it shares the limit with would be there first
-//! whenever the limit lets something through.
+//! whenever the limit lets something through. Of several, the one that missed its own first is first.
 
 use crate::{clock::Nanos, queue::Class};
 
@@ -28,15 +28,17 @@ pub const DEFAULT_BUDGETS: Budgets = [32, 16, 16];
 pub struct Rounds {
     budgets: [i64; 3],
     left: [i64; 3],
-    /// Missed the rest of a round.
-    missed: [bool; 3],
+    /// The round whose rest a class missed, the first of them; 0: none.
+    missed: [u64; 3],
+    /// Rounds that began.
+    round: u64,
 }
 
 impl Rounds {
     /// A budget of 0 would starve its class: it is taken as 1.
     pub fn new(budgets: Budgets) -> Self {
         let budgets = budgets.map(|budget| i64::from(budget.max(1)));
-        Self { budgets, left: budgets, missed: [false; 3] }
+        Self { budgets, left: budgets, missed: [0; 3], round: 0 }
     }
 
     /// Cost per round, by class index.
@@ -82,7 +84,7 @@ impl Rounds {
 
     #[inline]
     fn in_budget(&mut self, backlog: [bool; 3]) -> Option<Class> {
-        if self.missed != [false; 3]
+        if self.missed != [0; 3]
             && let Some(class) = self.catching_up(backlog)
         {
             return Some(class);
@@ -92,8 +94,12 @@ impl Rounds {
 
     #[inline(never)]
     fn catching_up(&mut self, backlog: [bool; 3]) -> Option<Class> {
-        (0..3).for_each(|class| self.missed[class] &= self.left[class] > 0);
-        Class::ALL.into_iter().find(|class| self.missed[class.index()] && backlog[class.index()])
+        for (missed, left) in self.missed.iter_mut().zip(self.left) {
+            *missed = if left > 0 { *missed } else { 0 };
+        }
+        let waits = |class: &Class| self.missed[class.index()] > 0 && backlog[class.index()];
+        // Not by class: two of them would leave nothing of a limit that all three share to the third.
+        Class::ALL.into_iter().filter(waits).min_by_key(|class| self.missed[class.index()])
     }
 
     /// As many rounds as it takes for one of those that wait to have something left.
@@ -107,7 +113,12 @@ impl Rounds {
         } else {
             waiting.map(|class| -self.left[class] / self.budgets[class] + 1).min()?
         };
-        (0..3).for_each(|class| self.missed[class] |= held[class] && !backlog[class] && self.left[class] > 0);
+        self.round += 1;
+        for class in (0..3).filter(|class| held[*class] && !backlog[*class] && self.left[*class] > 0) {
+            if self.missed[class] == 0 {
+                self.missed[class] = self.round;
+            }
+        }
         for (left, budget) in self.left.iter_mut().zip(self.budgets) {
             *left = (*left + rounds * budget).min(budget);
         }

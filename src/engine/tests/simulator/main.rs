@@ -243,6 +243,29 @@ fn any_limit_holds_within_a_twentieth() {
 }
 
 #[test]
+fn a_thousand_limits_set_ten_times_each() {
+    let sessions = 1000;
+    let rate = |session: u64, time: u64| 10 + (session * 7919 + time * 104_729) % 50;
+    let disk = DeviceModel { parallelism: 64, base: 100_000, ..DISK };
+    let mut world = World::new(1, disk, 128, DEFAULT_BUDGETS, &[100; 1000]);
+    for queue in 0..sessions {
+        world.add(Load::new(queue, Class::ALL[queue as usize % 3], 1));
+    }
+    for time in 0..10 {
+        for session in 1..=u64::from(sessions) {
+            let limit = limited(Rate::new(rate(session, time)), false);
+            assert!(world.scheduler.set_limit(Scope::Session(session), &limit, world.now));
+        }
+        world.run((time + 1) * SECOND / 5);
+    }
+    for session in 1..=u64::from(sessions) {
+        let (passed, _) = world.throughput(session as usize - 1, 0, 2 * SECOND);
+        let due = (0..10).map(|time| rate(session, time)).sum::<u64>() / 5;
+        assert!(passed.abs_diff(due) <= due / 20 + 1, "session {session}: {passed} of {due}");
+    }
+}
+
+#[test]
 fn what_shares_a_limit_shares_it_by_weight() {
     let mut world = World::new(3, DISK, 32, DEFAULT_BUDGETS, &[100, 300]);
     (1..3).for_each(|session| assert!(world.scheduler.set_group(session, Some("group"))));
@@ -267,6 +290,22 @@ fn prio_leaves_bulk_its_part_of_a_limit() {
         let [of_prio, _, of_bulk] = DEFAULT_BUDGETS.map(u64::from);
         let due = (prio + bulk) * of_bulk / (of_prio + of_bulk);
         assert!(bulk.abs_diff(due) * 5 <= due, "at {rate}: {bulk} of {}, {due} are due", prio + bulk);
+    }
+}
+
+#[test]
+fn classes_that_share_a_limit_share_it_by_budget() {
+    for (rate, size) in [(50, 4096), (700, 65536), (1000, 4096), (10_000, 4096)] {
+        let mut world = World::new(3, DISK, 32, DEFAULT_BUDGETS, &[100]);
+        world.scheduler.set_limit(Scope::Volume(VolumeId(0)), &limited(Rate::new(rate), false), 1);
+        let classes =
+            Class::ALL.map(|class| world.add(Load { bytes: (size, size), ..Load::new(0, class, 32) }));
+        world.run(9 * SECOND);
+        let passed = classes.map(|client| world.throughput(client, SECOND, 9 * SECOND).0);
+        for (class, budget) in DEFAULT_BUDGETS.map(u64::from).into_iter().enumerate() {
+            let due = passed.iter().sum::<u64>() * budget / 64;
+            assert!(passed[class].abs_diff(due) * 5 <= due, "at {rate} of {size} bytes: {passed:?}");
+        }
     }
 }
 
