@@ -42,6 +42,7 @@ enum Step {
     Weight(u64, u32),
     Group(u64, bool),
     Limit(usize, Limit),
+    Budgets(Budgets),
     /// Ends the session of the last queue but so many, or opens it again.
     Toggle(usize),
 }
@@ -99,6 +100,7 @@ fn steps(limited: bool) -> impl Strategy<Value = Vec<Step>> {
         1 => (1..5u64, 1..1000u32).prop_map(|(session, weight)| Step::Weight(session, weight)),
         1 => (1..5u64, any::<bool>()).prop_map(|(session, in_group)| Step::Group(session, in_group)),
         3 => setting,
+        1 => prop::array::uniform3(1..40u32).prop_map(Step::Budgets),
         1 => (0..2usize).prop_map(Step::Toggle),
     ];
     prop::collection::vec(step, 1..400)
@@ -405,6 +407,10 @@ impl Model {
                 } else if there {
                     self.limits.insert(*index, Passed { limit: *limit, log: Vec::new() });
                 }
+            }
+            Step::Budgets(budgets) => {
+                self.scheduler.set_budgets(*budgets);
+                (self.budgets, self.beyond) = (*budgets, [0; 3]);
             }
             Step::Toggle(back) => self.toggle(4 - *back as u64),
         }
