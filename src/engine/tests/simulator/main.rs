@@ -345,8 +345,8 @@ fn beside(seed: u64, model: DeviceModel, goal: LatencyGoal) -> Found {
     both.scheduler.set_latency_goal(goal);
     both.add(Load { from: SECOND / 2, until: 4 * SECOND, ..prio() });
     both.add(bulk());
-    both.run(5 * SECOND);
     let after = 4 * SECOND + 100 * MILLISECOND;
+    both.run(after + SECOND / 2);
     Found {
         p99_alone: alone.p99(0, 0, SECOND),
         p99_beside: both.p99(0, SECOND / 2, 4 * SECOND),
@@ -368,8 +368,8 @@ fn disks() -> Vec<DeviceModel> {
         disk(4, 80_000, 0.2, 0),
         disk(8, 80_000, 0.5, 1000),
         disk(16, 250_000, 0.3, 200),
-        disk(32, 60_000, 0.4, 500),
-        disk(64, 100_000, 0.2, 0),
+        disk(32, 160_000, 0.4, 500),
+        disk(64, 400_000, 0.2, 0),
         // One in forty takes four times as long, with bulk or without.
         disk(16, 100_000, 0.3, 40),
     ]
@@ -408,8 +408,8 @@ fn without_a_target_bulk_is_not_capped() {
 
 #[test]
 fn a_fixed_target_is_met() {
-    let found = beside(0, disks()[3], LatencyGoal::Within(150_000));
-    assert!(found.p99_beside <= 150_000, "{}", found.p99_beside);
+    let found = beside(0, disks()[3], LatencyGoal::Within(400_000));
+    assert!(found.p99_beside <= 400_000, "{}", found.p99_beside);
     assert!(2 * found.bulk_beside >= found.bulk_alone);
 }
 
