@@ -3,7 +3,7 @@
 //! | part | where | what it is |
 //! |---|---|---|
 //! | context | [`IoContext`], made by [`IoContextBuilder`] | a session that never leaves the process, on an engine of its own or on any other |
-//! | event | [`IoEvent`]: read, write, readv, writev, flush, discard, write-zeroes, compare-and-write | an operation, the memory that it owns, and who is called |
+//! | event | [`IoEvent`]: read, write, readv, writev, flush, discard, write-zeroes, compare-and-write, cancel | an operation, the memory that it owns, and who is called |
 //! | memory | [`IoBuffer`] of [`IoContext::buffer`], [`IoList`] of [`IoContext::list`] | the arena of the session: aligned, registered, no copy |
 //! | channel | [`Channel`]: prio, read, write | a queue of the session, with `depth` places; full gives the event back |
 //! | callback | [`IoCallback`], closures | gets the [`IoCompletion`], with the memory, once |
@@ -98,7 +98,7 @@ pub use self::{
     answer::{Cause, IoCallback, IoCompletion, IoError},
     builder::{ContextError, IoContextBuilder},
     close::ShutdownReport,
-    event::{Channel, IoBuffer, IoEvent, IoList, IoVolume, NoList, Refusal, Refused},
+    event::{Channel, IoBuffer, IoEvent, IoList, IoVolume, NoList, Refusal, Refused, Ticket},
     future::IoFuture,
     workers::IoWorkers,
 };
@@ -112,8 +112,8 @@ use crate::engine::Engine;
 
 /// The in-process face of an engine: see the [module](self). Any thread may use it, shared by reference or in an `Arc`.
 ///
-/// Dropped, it shuts down as [`shutdown`](Self::shutdown) does, and waits up to 30 seconds for what is in flight; dropped by a
-/// callback, another thread does that.
+/// Dropped, it shuts down as [`shutdown`](Self::shutdown) does, with a limit of 15 seconds; dropped by a callback, another thread
+/// does that.
 pub struct IoContext<C: IoCallback> {
     shared: Arc<Shared<C>>,
     engine: Engine,
@@ -190,12 +190,13 @@ impl<C: IoCallback> IoContext<C> {
     // ---- events
 
     /// Hands an event over and wakes the engine if it sleeps. Never waits for I/O. Its callback is called exactly once,
-    /// with the completion, unless the event comes back here.
+    /// with the completion, unless the event comes back here. The ticket is for who may want to
+    /// [cancel](IoEvent::cancel) it.
     ///
     /// # Errors
     /// [`Refused`] has the event, and says why it was not taken.
-    pub fn submit(&self, event: IoEvent<C>, channel: Channel) -> Result<(), Refused<C>> {
-        self.place(event, channel, Then::Call, true).map(|_| ())
+    pub fn submit(&self, event: IoEvent<C>, channel: Channel) -> Result<Ticket, Refused<C>> {
+        self.place(event, channel, Then::Call, true)
     }
 
     /// As [`submit`](Self::submit), but the engine need not see the event before [`notify`](Self::notify): several events then
@@ -203,8 +204,8 @@ impl<C: IoCallback> IoContext<C> {
     ///
     /// # Errors
     /// As there. A channel that is full was notified.
-    pub fn stage(&self, event: IoEvent<C>, channel: Channel) -> Result<(), Refused<C>> {
-        self.place(event, channel, Then::Call, false).map(|_| ())
+    pub fn stage(&self, event: IoEvent<C>, channel: Channel) -> Result<Ticket, Refused<C>> {
+        self.place(event, channel, Then::Call, false)
     }
 
     /// Shows the engine what was staged, by any thread.
@@ -220,8 +221,8 @@ impl<C: IoCallback> IoContext<C> {
     /// # Errors
     /// As there.
     pub fn request(&self, event: IoEvent, channel: Channel) -> Result<IoFuture<C>, Refused> {
-        let place = self.place(event, channel, |()| Then::Wake(None), true)?;
-        Ok(IoFuture::new(Arc::clone(&self.shared), channel, place))
+        let ticket = self.place(event, channel, |()| Then::Wake(None), true)?;
+        Ok(IoFuture::new(Arc::clone(&self.shared), ticket))
     }
 
     /// Submits once there is a place, and waits for the completion. Dropped before, the event may have been submitted or not.
@@ -245,7 +246,7 @@ impl<C: IoCallback> IoContext<C> {
         channel: Channel,
         then: impl FnOnce(D) -> Then<C>,
         publish: bool,
-    ) -> Result<u32, Refused<D>> {
+    ) -> Result<Ticket, Refused<D>> {
         if let Err(why) = self.check(&event, channel) {
             return Err(Refused { event, why });
         }
@@ -254,7 +255,7 @@ impl<C: IoCallback> IoContext<C> {
         if ring {
             self.shared.ring();
         }
-        placed
+        placed.map(|user_data| Ticket { context: self.shared.id, channel, user_data })
     }
 
     fn check<D>(&self, event: &IoEvent<D>, channel: Channel) -> Result<(), Refusal> {
@@ -262,9 +263,8 @@ impl<C: IoCallback> IoContext<C> {
         if guard.is_child() {
             return Err(Refusal::Forked);
         }
-        let fits = event.channel();
-        if channel != Channel::Prio && channel != fits {
-            return Err(Refusal::Channel { channel, fits });
+        if !event.fits(channel) {
+            return Err(Refusal::Channel { channel, fits: event.channel() });
         }
         if event.is_of(*id, guard) { Ok(()) } else { Err(Refusal::Foreign) }
     }
@@ -314,7 +314,8 @@ impl<C: IoCallback> IoContext<C> {
     ///
     /// Not for a callback of this context: it would wait for itself until the limit.
     pub fn shutdown(&self, limit: Duration) -> ShutdownReport {
-        let running = self.lock().take();
+        // In a forked child there is nothing to shut down, and the lock may be held for ever.
+        let running = if self.shared.is_child() { None } else { self.lock().take() };
         let over = ShutdownReport { answered: self.shared.answered(), ..ShutdownReport::default() };
         running.map_or(over, |running| running.close(limit))
     }
@@ -332,7 +333,7 @@ impl<C: IoCallback> IoContext<C> {
 
 impl<C: IoCallback> Drop for IoContext<C> {
     fn drop(&mut self) {
-        let running = self.lock().take();
+        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(running) = running {
             running.end();
         }

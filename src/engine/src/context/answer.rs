@@ -117,6 +117,7 @@ impl fmt::Display for IoError {
         let Self { op, volume, offset, length, cause } = self;
         match op {
             Opcode::Flush => write!(f, "flush of volume {volume}: ")?,
+            Opcode::Cancel => f.write_str("cancel: ")?,
             _ => write!(f, "{} of {length} bytes at byte {offset} of volume {volume}: ", name(*op))?,
         }
         match cause {
@@ -162,6 +163,8 @@ fn hint(errno: i32) -> &'static str {
         errno::EROFS => "; the volume is open for reading alone",
         errno::EOPNOTSUPP => "; the volume or the context cannot do this",
         errno::ENODEV => "; the volume was removed",
+        errno::EALREADY => "; the kernel has the event: its own answer comes",
+        errno::ENOENT => "; the event was answered",
         errno::EILSEQ => "; the volume holds something else than was compared",
         _ => "",
     }

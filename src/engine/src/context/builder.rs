@@ -38,6 +38,8 @@ use crate::{
 
 /// Greatest depth: what a driver takes.
 const DEPTH_MAX: u32 = 4096;
+/// Volumes that have an index.
+const VOLUMES_MAX: usize = 1 << 16;
 /// Contexts on an engine that a context has made.
 const CONTEXTS_MAX: u32 = 64;
 /// Fewest records that an engine may have.
@@ -53,6 +55,14 @@ pub enum ContextError {
     Depth {
         /// What was asked for.
         depth: u32,
+    },
+    /// More volumes than an event can name.
+    #[error(
+        "{count} volumes are more than the {VOLUMES_MAX} that a context can have: make another context on its engine"
+    )]
+    Volumes {
+        /// How many were given.
+        count: usize,
     },
     /// The arena does not fit an address space.
     #[error("arena: {0}")]
@@ -82,7 +92,7 @@ pub struct IoContextBuilder {
     backend: BackendChoice,
     spin_us: u32,
     arena_bytes: u64,
-    timeouts: bool,
+    cancellable: bool,
     weight: u32,
     group: Option<String>,
     home: Option<Home>,
@@ -153,7 +163,7 @@ impl IoContextBuilder {
             backend: BackendChoice::Auto,
             spin_us: 50,
             arena_bytes: 16 << 20,
-            timeouts: false,
+            cancellable: false,
             weight: DEFAULT_WEIGHT,
             group: None,
             home: None,
@@ -161,10 +171,11 @@ impl IoContextBuilder {
         }
     }
 
-    /// Name in logs and, cut off by the kernel after 15 bytes, of its threads.
+    /// Name in logs and, cut off by the kernel after 15 bytes, in those of its threads.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
+        // The name of a thread must have none of these.
+        self.name = name.into().replace('\0', "");
         self
     }
 
@@ -198,10 +209,11 @@ impl IoContextBuilder {
         self
     }
 
-    /// Events may have a [`timeout`](super::IoEvent::timeout). Not by default: the engine then keeps an account of each.
+    /// Events may have a [`timeout`](super::IoEvent::timeout) and may be [cancelled](super::IoEvent::cancel). Not by default:
+    /// the engine then keeps an account of each.
     #[must_use]
-    pub fn timeouts(mut self, timeouts: bool) -> Self {
-        self.timeouts = timeouts;
+    pub fn cancellable(mut self, cancellable: bool) -> Self {
+        self.cancellable = cancellable;
         self
     }
 
@@ -246,6 +258,7 @@ impl IoContextBuilder {
 
     fn add(&mut self, source: Source) -> IoVolume {
         self.volumes.push(source);
+        // Too many are refused by start().
         let index = u16::try_from(self.volumes.len() - 1).unwrap_or(u16::MAX);
         IoVolume { context: self.id, index }
     }
@@ -258,6 +271,9 @@ impl IoContextBuilder {
     pub fn start<C: IoCallback>(self, workers: &IoWorkers<C>) -> Result<IoContext<C>, ContextError> {
         if !(1..=DEPTH_MAX).contains(&self.depth) {
             return Err(ContextError::Depth { depth: self.depth });
+        }
+        if self.volumes.len() > VOLUMES_MAX {
+            return Err(ContextError::Volumes { count: self.volumes.len() });
         }
         let home = match &self.home {
             Some(home) => home.clone(),
@@ -284,8 +300,9 @@ impl IoContextBuilder {
         // The engine answers out of a journal. Nobody comes back for that of a process that has ended: the file has no name any
         // more once the engine has it mapped.
         let shared_memory = std::path::Path::new("/dev/shm");
+        let prefix = format!("ferrio-context-{}-", std::process::id());
         let mut directory = tempfile::Builder::new();
-        directory.prefix("ferrio-context-");
+        directory.prefix(&prefix);
         let directory = directory.tempdir_in(shared_memory).or_else(|_| directory.tempdir());
         let directory =
             directory.map_err(system("making a directory for the journal in /dev/shm or TMPDIR"))?;
@@ -325,7 +342,9 @@ impl IoContextBuilder {
     }
 
     fn session(&self, guard: &ForkGuard, grants: Vec<Option<Grant>>) -> Result<Session, ContextError> {
-        let entries = self.depth.next_power_of_two();
+        // Twice the places: the answer to an event that the engine refuses may be here, and its place filled again, before the
+        // engine has given the SQEs back that it took with it, at most `depth` of them.
+        let entries = 2 * self.depth.next_power_of_two();
         let rings = Channel::ALL.map(|_| QueueSpec { sq_entries: entries, cq_entries: entries });
         let arena_bytes = self.arena_bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(!(PAGE_BYTES - 1));
         let layout = SessionLayout::new(&rings, arena_bytes)?;
@@ -375,7 +394,7 @@ impl IoContextBuilder {
 
     fn features(&self) -> u64 {
         let always = features::VECTORED | features::DISCARD | features::COMPARE_AND_WRITE;
-        if self.timeouts { always | features::CANCEL } else { always }
+        if self.cancellable { always | features::CANCEL } else { always }
     }
 
     fn lanes<C>(

@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{config::EngineError, engine::Engine, session::VolumeId};
 
-/// How long dropping a context waits for what is in flight.
-const DROP_LIMIT: Duration = Duration::from_secs(30);
+/// Limit of a context that is dropped.
+const DROP_LIMIT: Duration = Duration::from_secs(15);
 /// What the kernel has is waited for at least so long, however short the limit.
 const KERNEL_LIMIT_MIN: Duration = Duration::from_millis(100);
 

@@ -50,6 +50,21 @@ pub struct IoVolume {
     pub(super) index: u16,
 }
 
+/// An event on its way, as [`IoEvent::cancel`] names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    pub(super) context: u64,
+    pub(super) channel: Channel,
+    pub(super) user_data: u64,
+}
+
+impl Ticket {
+    /// Where the event is, and its cancel must go.
+    pub fn channel(self) -> Channel {
+        self.channel
+    }
+}
+
 /// Buffers that one event fills or writes in their order: see [`IoContext::list`](super::IoContext::list).
 #[derive(Debug)]
 pub struct IoList {
@@ -146,6 +161,7 @@ pub struct IoEvent<C = ()> {
     pub(super) sqe: Sqe,
     /// Of the context that the volume belongs to.
     context: u64,
+    channel: Channel,
     pub(super) held: Held,
     pub(super) callback: C,
 }
@@ -194,15 +210,25 @@ impl IoEvent {
         Self { sqe: Sqe { length: half, ..event.sqe }, ..event }
     }
 
+    /// Takes an event back that the kernel does not have yet, which is then answered `ECANCELED`. This one is answered 0 if so,
+    /// `EALREADY` if the kernel has it, and nothing changes, `ENOENT` if it was answered, and `EOPNOTSUPP` by contexts that
+    /// are not [`cancellable`](super::IoContextBuilder::cancellable). It goes to [`Ticket::channel`], and takes a place.
+    pub fn cancel(ticket: Ticket) -> Self {
+        let sqe = Sqe { op: Opcode::Cancel as u8, arg: ticket.user_data, ..Sqe::default() };
+        Self { sqe, context: ticket.context, channel: ticket.channel, held: Held::Nothing, callback: () }
+    }
+
     /// Who gets the completion.
     pub fn callback<C>(self, callback: C) -> IoEvent<C> {
-        let Self { sqe, context, held, callback: () } = self;
-        IoEvent { sqe, context, held, callback }
+        let Self { sqe, context, channel, held, callback: () } = self;
+        IoEvent { sqe, context, channel, held, callback }
     }
 
     fn bare(op: Opcode, volume: IoVolume, offset: u64, length: u64) -> Self {
         let sqe = Sqe { op: op as u8, volume: volume.index, offset, length, ..Sqe::default() };
-        Self { sqe, context: volume.context, held: Held::Nothing, callback: () }
+        let reads = matches!(op, Opcode::Read | Opcode::Readv);
+        let channel = if reads { Channel::Read } else { Channel::Write };
+        Self { sqe, context: volume.context, channel, held: Held::Nothing, callback: () }
     }
 
     fn one(op: Opcode, volume: IoVolume, offset: u64, buffer: IoBuffer) -> Self {
@@ -229,20 +255,21 @@ impl<C> IoEvent<C> {
     }
 
     /// Fails with `ETIMEDOUT` unless the kernel has it in time; once it has, the real result comes, however late. For
-    /// contexts with [`timeouts`](super::IoContextBuilder::timeouts); others answer `EOPNOTSUPP`.
+    /// contexts that are [`cancellable`](super::IoContextBuilder::cancellable); others answer `EOPNOTSUPP`.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         // 0 would be none, and what does not fit is longer than an hour.
         self.sqe.timeout_us = u32::try_from(timeout.as_micros()).unwrap_or(u32::MAX).max(1);
         self
     }
 
-    /// The channel of its direction: [`Channel::Read`] or [`Channel::Write`].
+    /// The channel of its direction, [`Channel::Read`] or [`Channel::Write`]; for a cancel, that of its ticket.
     pub fn channel(&self) -> Channel {
-        if [Opcode::Read as u8, Opcode::Readv as u8].contains(&self.sqe.op) {
-            Channel::Read
-        } else {
-            Channel::Write
-        }
+        self.channel
+    }
+
+    /// It may go to this channel.
+    pub(super) fn fits(&self, channel: Channel) -> bool {
+        channel == self.channel || channel == Channel::Prio && self.sqe.op != Opcode::Cancel as u8
     }
 
     /// The buffer that it was made with.
@@ -306,7 +333,9 @@ pub enum Refusal {
     #[error("the context is shutting down and takes no more events")]
     Closed,
     /// An event of the other direction.
-    #[error("channel {channel} does not take this operation: use channel {fits}, or prio")]
+    #[error(
+        "channel {channel} does not take this operation: use channel {fits}, or prio for what is no cancel"
+    )]
     Channel {
         /// Channel that was asked for.
         channel: Channel,

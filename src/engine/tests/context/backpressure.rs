@@ -4,10 +4,10 @@ use std::{sync::mpsc, thread, time::Duration};
 
 use ferrio_driver::{FaultEffect, FaultOps, FaultPlan, select::BackendChoice};
 use ferrio_engine::{
-    VolumeId,
+    Limit, Rate, Scope, Split, VolumeId,
     context::{
         Cause, Channel, ContextError, IoCompletion, IoContextBuilder, IoCounts, IoEvent, Refusal,
-        ShutdownReport,
+        ShutdownReport, Ticket,
     },
 };
 use ferrio_shm::abi::{Opcode, errno};
@@ -66,7 +66,9 @@ fn what_was_staged_goes_with_one_notification() {
     let (sender, receiver) = mpsc::channel();
     let flush = || IoEvent::flush(volume).callback(sending(&sender));
     for channel in [Channel::Prio, Channel::Write] {
-        (0..3).for_each(|_| context.stage(flush(), channel).unwrap());
+        for _ in 0..3 {
+            context.stage(flush(), channel).unwrap();
+        }
     }
     // Longer than any spin of the engine.
     thread::sleep(Duration::from_millis(20));
@@ -77,7 +79,9 @@ fn what_was_staged_goes_with_one_notification() {
 
     // Who stages more than there is room for need not notify to get room.
     wait_until("places", || context.free_slots() == 24);
-    (0..8).for_each(|_| context.stage(flush(), Channel::Write).unwrap());
+    for _ in 0..8 {
+        context.stage(flush(), Channel::Write).unwrap();
+    }
     let refused = context.stage(flush(), Channel::Write).unwrap_err();
     assert_eq!(refused.why, Refusal::Full { channel: Channel::Write, depth: 8 });
     (0..8).for_each(|_| assert_eq!(receiver.recv_timeout(LIMIT).unwrap().result, Ok(0)));
@@ -115,7 +119,13 @@ fn what_cannot_be_is_refused_with_words() {
         let error = IoContextBuilder::new().depth(depth).start(&workers).unwrap_err();
         assert!(matches!(error, ContextError::Depth { depth: named } if named == depth), "{error}");
     }
-    let mut builder = IoContextBuilder::new().on(second.engine());
+    let mut builder = IoContextBuilder::new();
+    for _ in 0..=1 << 16 {
+        builder.known_volume(VolumeId(0), true);
+    }
+    let error = builder.start(&workers).unwrap_err();
+    assert!(matches!(error, ContextError::Volumes { count: 65537 }), "{error}");
+    let mut builder = IoContextBuilder::new().name("with\0zero").on(second.engine());
     builder.known_volume(VolumeId(99), true);
     let error = builder.start(&workers).unwrap_err().to_string();
     assert!(error.ends_with("grant of an unknown volume"), "{error}");
@@ -157,4 +167,61 @@ fn an_error_comes_with_the_buffer_and_says_what_failed() {
     let completion = block_on(context.execute(event, Channel::Read)).unwrap();
     assert_eq!(errno_of(&completion), errno::EOPNOTSUPP);
     assert!(completion.buffer.is_some());
+}
+
+/// What a limit holds back can be taken back, what the device has cannot.
+#[test]
+fn an_event_that_waits_is_cancelled_or_times_out() {
+    let engine = TestEngine::new(BackendChoice::Auto);
+    let known = engine.volume();
+    engine.faults(known, FaultOps::WRITE, FaultEffect::Stuck);
+    let slow = Split { total: Some(Rate { per_second: 1, burst: Some(1) }), ..Split::default() };
+    let workers = workers::<()>(0);
+    let mut builder = IoContextBuilder::new().on(&engine.engine).depth(8).cancellable(true);
+    let volume = builder.known_volume(known, true);
+    let context = builder.start(&workers).unwrap();
+    let write = |timeout: Duration| {
+        let event = IoEvent::write(volume, 0, context.buffer(BLOCK).unwrap()).timeout(timeout);
+        context.request(event, Channel::Prio).unwrap()
+    };
+    let cancel = |ticket: Ticket| {
+        let cancel = context.request(IoEvent::cancel(ticket), ticket.channel()).unwrap();
+        block_on(cancel).result.map_err(|error| error.errno())
+    };
+    let issued = write(Duration::from_secs(3600));
+    wait_until("the write to be with the device", || context.running() == 1);
+    engine.engine.set_limit(Scope::Volume(known), Limit { iops: slow, ..Limit::default() }).unwrap();
+    // The limit lets one through.
+    let _through = write(Duration::from_secs(3600));
+    wait_until("the write to be with the device", || context.running() == 2);
+    let (late, waiting) = (write(Duration::from_millis(1)), write(Duration::from_secs(3600)));
+    let ticket = waiting.ticket();
+    assert_eq!(cancel(ticket), Ok(0));
+    let completion = block_on(waiting);
+    assert_eq!(errno_of(&completion), errno::ECANCELED);
+    assert!(completion.buffer.is_some());
+    assert_eq!(cancel(ticket), Err(errno::ENOENT));
+    assert_eq!(cancel(issued.ticket()), Err(errno::EALREADY));
+    assert_eq!(errno_of(&block_on(late)), errno::ETIMEDOUT);
+    let refused = context.request(IoEvent::cancel(ticket), Channel::Read).unwrap_err();
+    assert_eq!(refused.why, Refusal::Channel { channel: Channel::Read, fits: Channel::Prio });
+    engine.engine.set_faults(known, FaultPlan::default()).unwrap();
+    assert_eq!(block_on(issued).result, Ok(BLOCK as u32));
+}
+
+#[test]
+fn a_submission_allocates_nothing() {
+    let workers = workers::<fn(IoCompletion)>(1);
+    let (context, volume) = context(8, &workers);
+    let submit = || {
+        let buffer = context.buffer(BLOCK).unwrap();
+        let measured = allocation_counter::measure(|| {
+            let event = IoEvent::read(volume, 0, buffer).callback((|_| ()) as fn(IoCompletion));
+            context.submit(event, Channel::Read).unwrap();
+        });
+        wait_until("the answer", || context.counts() == IoCounts { free_slots: 24, ..IoCounts::default() });
+        measured.count_total
+    };
+    submit();
+    assert_eq!((0..100).map(|_| submit()).sum::<u64>(), 0);
 }

@@ -10,11 +10,16 @@ use std::{
     thread,
 };
 
+use ferrio_driver::Target;
 use ferrio_engine::context::{
-    Channel, IoBuffer, IoCallback, IoCompletion, IoContext, IoEvent, IoVolume, Refusal, ShutdownReport,
+    Channel, IoBuffer, IoCallback, IoCompletion, IoContext, IoContextBuilder, IoEvent, IoVolume, Refusal,
+    ShutdownReport,
 };
+use ferrio_shm::abi::errno;
 
-use crate::{BLOCK, Callback, LIMIT, VOLUME_BYTES, context, sending, wait_until, workers};
+use crate::{
+    BLOCK, Callback, LIMIT, VOLUME_BYTES, backends, block_on, context, sending, wait_until, workers,
+};
 
 #[test]
 fn callbacks_are_called_exactly_once_beside_many_submitters() {
@@ -63,6 +68,29 @@ fn callbacks_are_called_exactly_once_beside_many_submitters() {
         let expected = ShutdownReport { answered: THREADS * EACH, ..ShutdownReport::default() };
         assert_eq!(report, expected);
         assert!(called.iter().all(|called| called.load(SeqCst) == 1), "with {threads} workers");
+    }
+}
+
+/// The answer to an event that is refused may be there before the engine has given the place of its SQE back.
+#[test]
+fn events_that_are_refused_are_answered_like_others() {
+    for backend in backends() {
+        let workers = workers::<()>(0);
+        let mut builder = IoContextBuilder::new().backend(backend).depth(4);
+        let volume = builder.volume(Arc::new(Target::memory(VOLUME_BYTES).unwrap()));
+        let context = builder.start(&workers).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..4000 {
+                        let misaligned = IoEvent::write_zeroes(volume, 1, 512);
+                        let completion = block_on(context.execute(misaligned, Channel::Write)).unwrap();
+                        assert_eq!(completion.result.unwrap_err().errno(), errno::EINVAL);
+                    }
+                });
+            }
+        });
+        assert_eq!(context.shutdown(LIMIT).answered, 12000);
     }
 }
 

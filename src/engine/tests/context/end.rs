@@ -179,6 +179,7 @@ fn a_hundred_contexts_leave_nothing_behind() {
     let names = std::fs::read_dir("/dev/shm")
         .unwrap()
         .filter_map(|entry| entry.unwrap().file_name().into_string().ok());
-    let left: Vec<String> = names.filter(|name| name.starts_with("ferrio-context-")).collect();
+    let prefix = format!("ferrio-context-{}-", std::process::id());
+    let left: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
     assert_eq!(left, Vec::<String>::new());
 }

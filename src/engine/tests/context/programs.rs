@@ -66,7 +66,7 @@ fn the_example_says_what_is_wrong() {
 /// One program of all operations; what it sees, step by step.
 fn operations(target: Target, backend: BackendChoice) -> Vec<(String, Result<u32, i32>, u32)> {
     let workers = workers::<()>(0);
-    let mut builder = IoContextBuilder::new().backend(backend).depth(8).timeouts(true);
+    let mut builder = IoContextBuilder::new().backend(backend).depth(8).cancellable(true);
     let volume = builder.volume(Arc::new(target));
     let context = builder.start(&workers).unwrap();
     let filled = |byte: u8, blocks: usize| {

@@ -5,6 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -24,7 +25,7 @@ use ferrio_shm::{
     ring::{CqConsumer, SqProducer},
 };
 
-use crate::{BLOCK, Callback, LIMIT, TestEngine, VOLUME_BYTES, block_on, context, workers};
+use crate::{BLOCK, Callback, LIMIT, TestEngine, VOLUME_BYTES, block_on, context, sending, workers};
 
 /// A session as a client process has it, served by the same engine: it reads one block again and again.
 struct RingSession {
@@ -150,6 +151,32 @@ fn a_context_and_a_ring_session_share_limit_and_weights() {
     assert_eq!(queues.len(), 4, "three channels and a ring");
 }
 
+/// A channel is a queue of the session, and its events are of its class, whatever they do.
+#[test]
+fn each_channel_has_its_class() {
+    let workers = workers::<()>(0);
+    let (context, volume) = context(8, &workers);
+    let read = || IoEvent::read(volume, 0, context.buffer(BLOCK).unwrap());
+    let events = [
+        (Channel::Prio, vec![read(), read(), IoEvent::flush(volume)]),
+        (Channel::Read, vec![read(), read()]),
+        (Channel::Write, vec![IoEvent::flush(volume)]),
+    ];
+    let mut expected = Vec::new();
+    for (channel, events) in events {
+        let mut completed = [0; 3];
+        completed[channel as usize] = events.len() as u64;
+        expected.push(completed);
+        for event in events {
+            assert!(block_on(context.execute(event, channel)).unwrap().result.is_ok());
+        }
+    }
+    let queues = context.engine().snapshot().queues;
+    let seen: Vec<[u64; 3]> =
+        queues.iter().map(|queue| queue.classes.each_ref().map(|class| class.completed)).collect();
+    assert_eq!(seen, expected);
+}
+
 #[test]
 fn contexts_share_an_engine_that_ends_with_the_last_of_them() {
     let workers = workers::<()>(0);
@@ -169,4 +196,34 @@ fn contexts_share_an_engine_that_ends_with_the_last_of_them() {
     let engine = second.engine().clone();
     second.shutdown(LIMIT);
     assert!(engine.run(|_| ()).is_err(), "the engine has ended");
+}
+
+/// Events are merged as those of ring sessions are, and each has its own answer.
+#[test]
+fn adjacent_events_go_to_the_device_in_one_operation() {
+    let engine = TestEngine::new(BackendChoice::Auto);
+    let known = engine.volume();
+    let workers = workers::<Callback>(0);
+    let (context, volume) = engine.context(known, 64, &workers);
+    let (sender, receiver) = mpsc::channel();
+    for n in 0..64_u8 {
+        let mut buffer = context.buffer(BLOCK).unwrap();
+        buffer.fill(n);
+        let event = IoEvent::write(volume, u64::from(n) * BLOCK as u64, buffer);
+        context.stage(event.callback(sending(&sender)), Channel::Write).unwrap();
+    }
+    context.notify();
+    for _ in 0..64 {
+        let completion = receiver.recv_timeout(LIMIT).unwrap();
+        assert_eq!(
+            (completion.result, completion.buffer.map(|buffer| buffer.len())),
+            (Ok(BLOCK as u32), Some(BLOCK))
+        );
+    }
+    let merged: u64 = engine.engine.snapshot().classes.iter().map(|class| class.counters.merged).sum();
+    assert!(merged > 0);
+    let buffer = context.buffer(64 * BLOCK).unwrap();
+    let completion = block_on(context.execute(IoEvent::read(volume, 0, buffer), Channel::Read)).unwrap();
+    let buffer = completion.into_buffer().unwrap().unwrap();
+    assert!(buffer.chunks(BLOCK).zip(0_u8..).all(|(block, n)| block.iter().all(|byte| *byte == n)));
 }
