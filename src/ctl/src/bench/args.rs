@@ -18,12 +18,15 @@ The peers open the file themselves, past the daemon, so they need permission for
   io_uring_poll  the same, spinning on its completion queue
   libaio         io_submit and io_getevents
   psync          pread and pwrite, one thread per request in flight
+and one that is ferrio itself, for sequential workloads:
+  unmerged       sessions whose requests the daemon never puts into one operation of the device
   none           ferrio alone (so with --idle-sessions, where ferrio is compared with itself)
 
 Examples:
   ferrioctl bench --volume data --iodepth 32
   ferrioctl bench --volume data --rw randwrite --iodepth 32 --clients 4 --against io_uring,libaio --json
   ferrioctl bench --volume null --wait poll --ping-pong
+  ferrioctl bench --volume data --rw read --iodepth 32 --against unmerged
   ferrioctl bench --volume data --iodepth 32 --idle-sessions 1000";
 
 /// Measures a volume, and compares with processes that do the same I/O themselves.
@@ -121,7 +124,7 @@ pub enum Wait {
     Sleep,
 }
 
-/// Who does the same I/O without ferrio.
+/// Who does the same I/O without ferrio, or without a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Peer {
@@ -129,6 +132,7 @@ pub enum Peer {
     IoUringPoll,
     Libaio,
     Psync,
+    Unmerged,
 }
 
 /// An element of --against.
@@ -143,6 +147,8 @@ pub enum Against {
     Libaio,
     /// pread and pwrite.
     Psync,
+    /// Ferrio without merging.
+    Unmerged,
     /// Ferrio alone.
     None,
 }
@@ -155,6 +161,7 @@ impl Against {
             Self::IoUringPoll => Some(Peer::IoUringPoll),
             Self::Libaio => Some(Peer::Libaio),
             Self::Psync => Some(Peer::Psync),
+            Self::Unmerged => Some(Peer::Unmerged),
             Self::None => None,
         }
     }
@@ -173,7 +180,13 @@ impl Peer {
             Self::IoUringPoll => "io_uring_poll",
             Self::Libaio => "libaio",
             Self::Psync => "psync",
+            Self::Unmerged => "unmerged",
         }
+    }
+
+    /// Its I/O goes through the daemon.
+    pub fn is_ferrio(self) -> bool {
+        self == Self::Unmerged
     }
 }
 

@@ -56,6 +56,7 @@ fn load(order: &LoadOrder) -> Result<Load, Failure> {
             single(direct_engine(queue, order), order, Vec::new())
         }
         Peer::Psync => threads(&file, order),
+        Peer::Unmerged => Err(Failure("its I/O goes through the daemon".to_owned())),
     }
 }
 

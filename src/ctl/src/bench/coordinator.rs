@@ -246,10 +246,15 @@ impl Coordinator {
     fn order(&mut self, who: Option<Peer>, client: u32) -> LoadOrder {
         let Plan { args, scene, socket, target, .. } = &self.plan;
         let route = match who {
-            None => {
-                Route::Ferrio { socket: socket.clone(), volume: scene.volume.name.clone(), wait: args.wait }
+            Some(peer) if !peer.is_ferrio() => {
+                Route::Direct { peer, file: target.clone(), direct: scene.volume.direct }
             }
-            Some(peer) => Route::Direct { peer, file: target.clone(), direct: scene.volume.direct },
+            None | Some(_) => Route::Ferrio {
+                socket: socket.clone(),
+                volume: scene.volume.name.clone(),
+                wait: args.wait,
+                merge: who != Some(Peer::Unmerged),
+            },
         };
         LoadOrder {
             route,
@@ -286,13 +291,13 @@ impl Coordinator {
         let rate = |load: &Load| load.completed as f64 / (load.elapsed_ns.max(1) as f64 / 1e9);
         let iops: f64 = loads.iter().map(rate).sum();
         // The daemon is looked at from outside, a little earlier or later: its rate counts.
-        let daemon = between.daemon.filter(|_| who.is_none());
+        let daemon = between.daemon.filter(|_| who.is_none_or(Peer::is_ferrio));
         let per_request = |amount: u64| amount as f64 / (between.elapsed_ns as f64 / 1e9) / iops;
         let measured_ns = clients.cpu_ns + between.own.cpu_ns + daemon.map_or(0, |daemon| daemon.cpu_ns);
         let capacity_ns = between.elapsed_ns as f64 * self.results.cpus as f64;
         let daemon_cpu_us = match who {
-            None => daemon.map(|daemon| per_request(daemon.cpu_ns) / 1e3),
-            Some(_) => Some(0.0),
+            Some(peer) if !peer.is_ferrio() => Some(0.0),
+            None | Some(_) => daemon.map(|daemon| per_request(daemon.cpu_ns) / 1e3),
         };
         let quantile_us = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
         Ok(Round {

@@ -23,7 +23,7 @@ pub struct Ferrio {
 impl Ferrio {
     /// Opens a session of its own.
     pub fn open(order: &LoadOrder) -> Result<Ferrio, Failure> {
-        let Route::Ferrio { socket, volume, wait } = &order.route else {
+        let Route::Ferrio { socket, volume, wait, merge } = &order.route else {
             return Err(Failure("this is not an order for ferrio".to_owned()));
         };
         let failed = |error: ferrio_client::Error| Failure(error.to_string());
@@ -41,6 +41,7 @@ impl Ferrio {
             .arena_bytes(u64::from(order.iodepth) * order.bs.next_multiple_of(4096))
             // Plain reads and writes, as those that it is compared with do.
             .features(Features::NONE)
+            .merge(*merge)
             // Numbers over a restart are worth nothing.
             .patience(Duration::ZERO)
             .open()

@@ -320,7 +320,7 @@ mod tests {
     }
 
     fn order(rw: Rw, area: Range<u64>) -> LoadOrder {
-        let route = Route::Ferrio { socket: "".into(), volume: "".into(), wait: Wait::Poll };
+        let route = Route::Ferrio { socket: "".into(), volume: "".into(), wait: Wait::Poll, merge: true };
         LoadOrder { route, rw, bs: BS, iodepth: 4, area, seed: 7, verify: None }
     }
 

@@ -42,6 +42,8 @@ pub enum Route {
         socket: PathBuf,
         volume: String,
         wait: Wait,
+        /// Adjacent requests may be joined.
+        merge: bool,
     },
     Direct {
         peer: Peer,

@@ -73,7 +73,7 @@ impl Plan {
         let plan = Plan { args, scene, socket, peers, target, bytes };
         plan.check_request()?;
         plan.check_room()?;
-        if !plan.peers.is_empty() {
+        if !plan.peers.iter().all(|peer| peer.is_ferrio()) {
             plan.check_target()?;
         }
         Ok(plan)
@@ -172,7 +172,7 @@ fn peers(args: &Args, scene: &Scene) -> Result<Vec<Peer>, CtlError> {
         return Ok(Vec::new());
     }
     if !scene.has_file() {
-        if !asked.is_empty() || args.target.is_some() {
+        if !asked.iter().all(|peer| peer.is_ferrio()) || args.target.is_some() {
             let name = &scene.volume.name;
             return Err(usage(format!(
                 "volume {name} is {}: it has no file, so there is nobody to compare with; leave --against and --target \
@@ -180,7 +180,7 @@ fn peers(args: &Args, scene: &Scene) -> Result<Vec<Peer>, CtlError> {
                 if scene.is_null() { "a null volume" } else { "in memory" }
             )));
         }
-        return Ok(Vec::new());
+        return Ok(asked);
     }
     Ok(match args.wait {
         _ if !args.against.is_empty() => asked,
@@ -242,8 +242,10 @@ mod tests {
         assert_eq!(peers("--wait poll"), [Peer::IoUringPoll]);
         assert_eq!(peers("--wait poll --against libaio,psync"), [Peer::Libaio, Peer::Psync]);
         assert_eq!(peers("--against none"), []);
+        assert_eq!(peers("--against unmerged"), [Peer::Unmerged]);
         assert_eq!(peers("--idle-sessions 10"), []);
         assert_eq!(plan(VolumeKind::Null, "").unwrap().peers, []);
+        assert_eq!(plan(VolumeKind::Null, "--against unmerged").unwrap().peers, [Peer::Unmerged]);
     }
 
     #[test]
