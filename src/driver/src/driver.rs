@@ -144,6 +144,12 @@ impl Op {
         offset: 0,
         fua: false,
     };
+
+    /// Where in the file it ends, in bytes; of offsets and lengths that are within a file.
+    #[inline]
+    pub const fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length as u64)
+    }
 }
 
 /// One piece of the memory of a vectored request.

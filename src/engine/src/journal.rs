@@ -78,6 +78,8 @@ mod cell {
 
 /// Words of a record; the SQE stands in words 0 to 7.
 mod record {
+    /// Of the SQE, whose words come first.
+    pub const OFFSET: usize = 2;
     pub const SESSION: usize = 8;
     /// queue cell << 32 | sq index
     pub const ORIGIN: usize = 9;
@@ -229,6 +231,12 @@ impl Journal {
     pub fn sqe(&self, index: u32) -> Sqe {
         let words = self.record(index);
         Sqe::from_words(std::array::from_fn(|i| words[i].load(Relaxed)))
+    }
+
+    /// Where in its volume the request of a record begins, bytes.
+    #[inline]
+    pub fn offset(&self, index: u32) -> u64 {
+        self.record(index)[record::OFFSET].load(Relaxed)
     }
 
     /// State, and what goes with it. `None` if something else than this daemon has written to the file.

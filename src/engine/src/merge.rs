@@ -78,7 +78,7 @@ impl Merge {
 
     /// Where the next request must begin, in bytes of the volume.
     pub fn end(&self) -> u64 {
-        self.op.offset + u64::from(self.op.length)
+        self.op.end()
     }
 
     /// A request of so many bytes, FUA or not, that begins at [`Self::end`], may be joined.

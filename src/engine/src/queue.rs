@@ -356,6 +356,13 @@ impl ClassQueues {
         tail
     }
 
+    /// The record that is next in the flow of one that was popped.
+    #[inline]
+    pub fn next_of_flow(&self, record: u32) -> Option<u32> {
+        let flow = &self.flows[self.entries[record as usize].flow as usize];
+        (flow.len > 0).then_some(flow.head)
+    }
+
     /// Class of a request that has arrived.
     #[inline]
     pub fn class(&self, record: u32) -> Class {

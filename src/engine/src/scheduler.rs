@@ -398,6 +398,12 @@ impl Scheduler {
         }
     }
 
+    /// The request that comes after this one, which was next, in its flow.
+    #[inline]
+    pub fn next_of_flow(&self, record: u32) -> Option<u32> {
+        self.queues.next_of_flow(record)
+    }
+
     /// The driver has no room: the request is where it was. The newest first, if there are more.
     pub fn put_back(&mut self, pick: Pick) {
         self.refund(pick);
@@ -440,11 +446,10 @@ impl Scheduler {
         self.target.on_issue(pick.class, now);
     }
 
-    /// The driver does not take, after all, a request that it was said to have: it goes before the others of its flow.
+    /// As [`Self::put_back`], of a request that the driver was said to have.
     pub fn taken_back(&mut self, pick: Pick) {
         self.target.taken_back(pick.class);
-        self.held(pick);
-        self.push_front(pick.record);
+        self.put_back(pick);
     }
 
     /// The driver is done with it.

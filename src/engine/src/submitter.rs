@@ -74,7 +74,7 @@ pub struct Submitter<S> {
     segments: Vec<Segment>,
     scheduler: Scheduler,
     /// Empty between passes.
-    plug: Option<Box<Plug<Reserved>>>,
+    plug: Plug<Reserved>,
     /// Of this turn.
     now: Nanos,
     /// Free records.
@@ -151,7 +151,7 @@ impl<S: SubmitHalf> Submitter<S> {
             poller: parts.poller,
             inbox: parts.inbox,
             scheduler: Scheduler::new(requests_max, parts.depth, parts.budgets),
-            plug: Some(Box::new(Plug::new(parts.merge))),
+            plug: Plug::new(parts.merge),
             now: 0,
             free: (dormant.records()..requests_max).rev().collect(),
             sequence: parts.sequence,

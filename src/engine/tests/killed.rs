@@ -9,6 +9,7 @@ mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    ops::Range,
     panic::{self, AssertUnwindSafe},
     sync::Arc,
 };
@@ -25,6 +26,8 @@ use ferrio_shm::{
     entry::{Cqe, Sqe},
 };
 
+/// The first request of [`stream`].
+const STREAM: u64 = 100;
 /// Fails in the driver.
 const FAILS: u64 = 14;
 /// Who waits for whose success.
@@ -84,8 +87,24 @@ fn batches() -> Vec<Vec<Sqe>> {
     ]
 }
 
+/// Requests that follow each other, in operations of several; some of the operations fail, and none of the requests.
+fn stream() -> Vec<Vec<Sqe>> {
+    let run = |op, ids: Range<u64>| ids.map(|id| of(op, id)).collect();
+    vec![
+        run(Opcode::Write, STREAM..STREAM + 8),
+        run(Opcode::Read, STREAM + 20..STREAM + 25),
+        run(Opcode::Write, STREAM + 8..STREAM + 12),
+        vec![of(Opcode::Read, STREAM + 40)],
+        run(Opcode::Read, STREAM + 60..STREAM + 68),
+    ]
+}
+
 /// The client, and what was seen.
 struct Life {
+    /// It is that of [`stream`].
+    streams: bool,
+    /// Operations of several that were answered.
+    joined: u32,
     client: Client,
     batches: Vec<Vec<Sqe>>,
     next: usize,
@@ -113,7 +132,11 @@ impl Life {
         if !in_flight.is_empty() && !step.is_multiple_of(3) {
             let place = step % in_flight.len();
             let id = in_flight[place] / BLOCK;
-            puppet::answer(place, (id == FAILS).then_some(errno::EIO));
+            let joined = puppet::length(place) > BLOCK;
+            assert!(self.streams || !joined);
+            self.joined += u32::from(joined);
+            let fails = id == FAILS || joined && self.joined % 2 == 1;
+            puppet::answer(place, fails.then_some(errno::EIO));
             if id != FAILS {
                 self.carried_out.insert(id);
             }
@@ -135,6 +158,10 @@ impl Life {
             assert!(results.insert(cqe.user_data, cqe.result).is_none(), "twice: {cqe:?}");
         }
         assert_eq!(results.keys().copied().collect::<BTreeSet<_>>(), ids);
+        if self.streams {
+            let done = results.values().all(|result| *result == BLOCK as i32);
+            return assert!(done && self.joined > 0, "{} operations: {results:?}", self.joined);
+        }
         for (before, then) in CHAINS {
             assert!(results[&before] >= 0 || results[&then] < 0, "{then} after {before}: {results:?}");
         }
@@ -165,12 +192,15 @@ impl Life {
     }
 }
 
-fn start() -> (Rig<Puppet>, Life) {
+fn start(streams: bool) -> (Rig<Puppet>, Life) {
     let mut rig = Rig::<Puppet>::new(4, 64);
+    rig.merge = streams;
     rig.features = ferrio_engine::FEATURES;
     let volume = rig.add_volume(Arc::new(Target::null(VOLUME_BYTES, 512)));
     let client = rig.open(volume, 16);
-    let life = Life { client, batches: batches(), next: 0, cqes: Vec::new(), carried_out: HashSet::new() };
+    let batches = if streams { stream() } else { batches() };
+    let carried_out = HashSet::new();
+    let life = Life { streams, joined: 0, client, batches, next: 0, cqes: Vec::new(), carried_out };
     (rig, life)
 }
 
@@ -193,8 +223,8 @@ fn come_back(rig: Rig<Puppet>, life: &mut Life) -> Rig<Puppet> {
 }
 
 /// Kills at the passes in `at`, one after the other, and returns whether it came to all of them.
-fn killed_at(at: &[u64], reaps_between: bool) -> bool {
-    let (rig, mut life) = start();
+fn killed_at(at: &[u64], reaps_between: bool, streams: bool) -> bool {
+    let (rig, mut life) = start(streams);
     let mut seed = rig.seed();
     let mut rig = Some(rig); // None: the next one begins with recovery
     let mut reached = true;
@@ -248,13 +278,13 @@ fn at_every_step() {
             report(info);
         }
     }));
-    for reaps_between in [false, true] {
-        let passes = (1..).take_while(|pass| killed_at(&[*pass], reaps_between)).count() as u64;
+    for (reaps_between, streams) in [(false, false), (true, false), (false, true), (true, true)] {
+        let passes = (1..).take_while(|pass| killed_at(&[*pass], reaps_between, streams)).count() as u64;
         assert!(passes > 100, "{passes} kill points passed");
         // Once more, soon after: in the recovery, or in what it leads to.
         for pass in (1..=passes).filter(|pass| (pass % 2 == 0) == reaps_between) {
             for again in [1 + pass / 2 % 12, 1 + pass * 7 % 60, 1 + pass * 31 % 120] {
-                killed_at(&[pass, again, 1 + (pass + again) % 40], reaps_between);
+                killed_at(&[pass, again, 1 + (pass + again) % 40], reaps_between, streams);
             }
         }
     }

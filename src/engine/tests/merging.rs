@@ -508,6 +508,30 @@ fn what_the_driver_does_not_take_waits() {
     assert_eq!(rig.parts.submitter.free_records(), 128);
 }
 
+/// A driver that is full but for one slot takes a whole stream in it.
+#[test]
+fn a_stream_takes_one_slot() {
+    let mut rig = Rig::<Puppet>::new(2, 128);
+    rig.merge = true;
+    let volume = rig.add_volume(Arc::new(Target::null(VOLUME_BYTES, 512)));
+    let mut client = rig.open(volume, 64);
+    let lone = [read(200)];
+    let streams = [0..16, 40..56].into_iter().flatten().map(read);
+    client.submit(&lone.into_iter().chain(streams).collect::<Vec<_>>());
+    rig.turn();
+    rig.turn();
+    let blocks = |bytes: Vec<u64>| bytes.into_iter().map(|byte| byte / BLOCK).collect::<Vec<_>>();
+    assert_eq!(blocks(puppet::take_submitted()), [200, 0]);
+    puppet::answer(0, None);
+    (0..4).for_each(|_| {
+        rig.turn();
+    });
+    assert_eq!((blocks(puppet::take_submitted()), blocks(puppet::in_flight())), (vec![40], vec![0, 40]));
+    (0..2).for_each(|_| puppet::answer(0, None));
+    assert!(answers(&mut rig, &mut client, 33).values().all(|cqe| cqe.result == DONE));
+    assert_eq!(merged(&rig), 30);
+}
+
 /// As many vectored operations as the driver can have: requests go one by one, so that nobody is held up.
 #[test]
 fn without_room_for_vectored_operations_requests_go_singly() {

@@ -1,17 +1,22 @@
 //! The operations of one scheduling pass that may still grow. Pure.
 //!
-//! A pass of the scheduler names one request after the other and ends with one commit. What it names is kept here for so
-//! long, in a few *open* operations, and a request that goes on where one of them ends joins it. When there are too many
-//! the oldest is submitted, and all are before the commit: nothing waits longer for having been here. That is the plug of a
-//! block layer.
+//! A pass of the scheduler names one request after the other and ends with one commit. Those that others are likely to join
+//! are kept here for so long, in a few *open* operations, and a request that goes on where one of them ends joins it. When
+//! there are too many the oldest is submitted, and all are before the commit: nothing waits longer for having been here.
+//! That is the plug of a block layer.
+//!
+//! A request is likely to be joined if the next one of its flow goes on where it ends, or if it goes on itself where one of
+//! the last requests ended: then it is part of a stream. Others are not kept, so that they do not pay for it.
 
 use ferrio_driver::{Op, SEGMENTS_MAX, Segment};
 
 use super::{Merge, MergeLimits, segment};
 use crate::queue::{Class, Pick};
 
-/// Open operations, and one in the making.
+/// Open operations at once.
 pub const PLACES: usize = 4;
+/// Ends of requests that are remembered.
+const RECENT: usize = 4;
 
 /// Where no request begins.
 const NOWHERE: u64 = u64::MAX;
@@ -22,9 +27,14 @@ pub struct Plug<R> {
     /// Where the next request of each begins, or [`NOWHERE`].
     ends: [u64; PLACES],
     places: [Place<R>; PLACES],
-    /// The one in the making, unless all are open.
-    vacant: usize,
+    /// The place that is opened next.
+    next: usize,
     open: usize,
+    /// The next request of the flow of the last one goes on where that ended.
+    expects_more: bool,
+    /// Where the last requests ended, in this pass or before.
+    recent: [u64; RECENT],
+    recent_next: usize,
 }
 
 /// An operation.
@@ -41,6 +51,7 @@ pub struct Place<R> {
 impl<R> Plug<R> {
     /// Nothing is open.
     pub fn new(limits: MergeLimits) -> Self {
+        let limits = limits.or_off();
         let place = || Place {
             merge: Merge::new(Op::NOP, limits),
             slot: None,
@@ -49,9 +60,16 @@ impl<R> Plug<R> {
             segments: Vec::with_capacity(SEGMENTS_MAX),
             in_a_row: false,
         };
-        let places = std::array::from_fn(|_| place());
-        let limits = limits.or_off();
-        Self { limits, ends: [NOWHERE; PLACES], places, vacant: 0, open: 0 }
+        Self {
+            limits,
+            ends: [NOWHERE; PLACES],
+            places: std::array::from_fn(|_| place()),
+            next: 0,
+            open: 0,
+            expects_more: false,
+            recent: [NOWHERE; RECENT],
+            recent_next: 0,
+        }
     }
 
     /// Changes the limits. Call while nothing is open.
@@ -71,32 +89,20 @@ impl<R> Plug<R> {
         self.open == 0
     }
 
-    /// [`Self::oldest`] must be closed before the next operation is made.
-    #[inline]
+    /// [`Self::take_oldest`] must be called before another operation is opened.
     pub fn is_full(&self) -> bool {
         self.open == PLACES
     }
 
-    /// The operation of the request that the pass is at: where it is made.
-    #[inline]
-    pub fn op(&mut self) -> &mut Op {
-        &mut self.places[self.vacant].merge.op
+    /// A request joins an open operation, if it can; returns whether. It must be a read or write of one stretch of memory.
+    pub fn join(&mut self, op: &Op, pick: Pick) -> bool {
+        (0..PLACES).any(|place| self.ends[place] == op.offset && self.join_at(place, op, pick))
     }
 
-    /// That operation joins an open one, of a request of the same class, if it can; returns whether. It must be a read or
-    /// write of one stretch of memory.
-    #[inline]
-    pub fn join(&mut self, pick: Pick) -> bool {
-        let offset = self.places[self.vacant].merge.op.offset;
-        (0..PLACES).any(|place| self.ends[place] == offset && self.join_at(place, pick))
-    }
-
-    #[inline(never)] // out of the way of requests that do not meet
-    fn join_at(&mut self, at: usize, pick: Pick) -> bool {
-        let op = self.places[self.vacant].merge.op;
+    fn join_at(&mut self, at: usize, op: &Op, pick: Pick) -> bool {
         let place = &mut self.places[at];
         let last = place.segments.last().copied().unwrap_or_else(|| segment(place.merge.op()));
-        if place.first.class != pick.class || !place.merge.join(&op) {
+        if place.first.class != pick.class || !place.merge.join(op) {
             return false;
         }
         if place.picks.is_empty() {
@@ -107,43 +113,74 @@ impl<R> Plug<R> {
         place.in_a_row &=
             op.region == place.merge.op.region && op.region_offset == last.offset + u64::from(last.length);
         place.picks.push(pick);
-        place.segments.push(segment(&op));
+        place.segments.push(segment(op));
         self.ends[at] = if place.merge.has_room() { place.merge.end() } else { NOWHERE };
         true
     }
 
-    /// The operation in the making may grow.
+    /// Says whether the next request of the flow of the last one that was opened, or joined, goes on where that ended.
     #[inline]
-    pub fn may_open(&self) -> bool {
-        self.places[self.vacant].merge.op.length < self.limits.bytes_max
+    pub fn expect(&mut self, more: bool) {
+        self.expects_more = more;
     }
 
-    /// Opens the operation in the making, which is that of this one request.
+    /// The next request is likely to join an open operation.
     #[inline]
-    pub fn open(&mut self, slot: R, pick: Pick) {
+    pub fn expects_more(&self) -> bool {
+        self.open > 0 && self.expects_more
+    }
+
+    /// A request that begins at `offset` goes on where one of the last ones ended.
+    #[inline]
+    pub fn continues(&self, offset: u64) -> bool {
+        self.recent.contains(&offset)
+    }
+
+    /// A request that ends at `end` was submitted.
+    #[inline]
+    pub fn remember(&mut self, end: u64) {
+        self.recent[self.recent_next % RECENT] = end;
+        self.recent_next = self.recent_next.wrapping_add(1);
+    }
+
+    /// The limits let others join this operation.
+    pub fn may_open(&self, op: &Op) -> bool {
+        op.length < self.limits.bytes_max
+    }
+
+    /// Opens an operation, which is that of this one request.
+    pub fn open(&mut self, slot: R, op: &Op, pick: Pick) {
         debug_assert!(!self.is_full());
-        let place = &mut self.places[self.vacant];
-        (place.merge.parts, place.merge.limits) = (1, self.limits);
+        let place = &mut self.places[self.next];
+        place.merge = Merge::new(*op, self.limits);
         (place.slot, place.first) = (Some(slot), pick);
-        self.ends[self.vacant] = place.merge.end();
+        self.ends[self.next] = place.merge.end();
         self.open += 1;
-        self.vacant = (self.vacant + 1) % PLACES;
+        self.next = (self.next + 1) % PLACES;
     }
 
-    /// The operation that was opened first, of those that are open.
-    #[inline]
-    pub fn oldest(&mut self) -> Option<&mut Place<R>> {
+    /// Hands out the operation that was opened first, of those that are open. It comes back by [`Self::close_oldest`] or
+    /// [`Self::keep_oldest`].
+    pub fn take_oldest(&mut self) -> Option<Place<R>> {
         if self.open == 0 {
             return None;
         }
-        Some(&mut self.places[(self.vacant + PLACES - self.open) % PLACES])
+        let place = &mut self.places[(self.next + PLACES - self.open) % PLACES];
+        let (picks, segments) = (std::mem::take(&mut place.picks), std::mem::take(&mut place.segments));
+        let Place { merge, first, in_a_row, .. } = *place;
+        Some(Place { merge, slot: place.slot.take(), first, picks, segments, in_a_row })
+    }
+
+    /// It was not submitted.
+    pub fn keep_oldest(&mut self, place: Place<R>) {
+        self.places[(self.next + PLACES - self.open) % PLACES] = place;
     }
 
     /// It was submitted.
-    #[inline]
-    pub fn close_oldest(&mut self) {
-        let at = (self.vacant + PLACES - self.open) % PLACES;
-        self.close(at);
+    pub fn close_oldest(&mut self, place: Place<R>) {
+        self.remember(place.merge.end());
+        self.keep_oldest(place);
+        self.close((self.next + PLACES - self.open) % PLACES);
     }
 
     /// Closes the operation that was opened last, and hands its requests to `each`, the last one first; returns its slot.
@@ -151,41 +188,34 @@ impl<R> Plug<R> {
         if self.open == 0 {
             return None;
         }
-        self.vacant = (self.vacant + PLACES - 1) % PLACES;
-        let place = &mut self.places[self.vacant];
+        self.next = (self.next + PLACES - 1) % PLACES;
+        let place = &mut self.places[self.next];
         place.picks().iter().rev().copied().for_each(each);
         let slot = place.slot.take();
-        self.close(self.vacant);
+        self.close(self.next);
         slot
     }
 
-    #[inline]
     fn close(&mut self, at: usize) {
         self.ends[at] = NOWHERE;
         self.open -= 1;
-        let place = &mut self.places[at];
-        if !place.picks.is_empty() {
-            place.picks.clear();
-            place.segments.clear();
-        }
+        self.places[at].picks.clear();
+        self.places[at].segments.clear();
     }
 }
 
 impl<R> Place<R> {
     /// What the driver is to do. Its memory is that of [`Self::segments`], unless that is in a row.
-    #[inline]
     pub fn op(&self) -> &Op {
         &self.merge.op
     }
 
     /// Its slot, which is there until it is taken.
-    #[inline]
     pub fn slot(&mut self) -> &mut Option<R> {
         &mut self.slot
     }
 
     /// Its requests, in the order of their data.
-    #[inline]
     pub fn picks(&self) -> &[Pick] {
         if self.picks.is_empty() { std::slice::from_ref(&self.first) } else { &self.picks }
     }

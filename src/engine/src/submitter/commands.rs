@@ -134,12 +134,11 @@ impl<S: SubmitHalf> IoThread for Submitter<S> {
 
     fn set_merge(&mut self, limits: MergeLimits) -> Result<(), EngineError> {
         limits.check()?;
-        self.plug_mut().set_limits(limits);
+        self.plug.set_limits(limits);
         Ok(())
     }
 
     fn schedule(&self) -> ScheduleSnapshot {
-        let merge = self.plug.as_ref().map_or(MergeLimits::OFF, |plug| plug.limits());
-        self.scheduler.snapshot(merge)
+        self.scheduler.snapshot(self.plug.limits())
     }
 }

@@ -6,40 +6,89 @@
 use ferrio_driver::{Op, Reserved, SubmitHalf};
 
 use super::{Submitter, steps::Step};
-use crate::merge::plug::{Place, Plug};
+use crate::{merge::plug::Place, queue::Pick};
 
 impl<S: SubmitHalf> Submitter<S> {
-    /// The plug between passes.
-    pub(super) fn plug_mut(&mut self) -> &mut Plug<Reserved> {
-        let Some(plug) = &mut self.plug else { unreachable!("commands are not taken within a pass") };
-        plug
+    /// The request joins an open operation, if it can; returns whether.
+    #[inline]
+    pub(super) fn join(&mut self, op: &Op, pick: Pick) -> bool {
+        !self.plug.is_empty() && self.join_open(op, pick)
+    }
+
+    #[inline(never)] // out of the way of requests that are not part of a stream
+    fn join_open(&mut self, op: &Op, pick: Pick) -> bool {
+        let joined = self.plug.join(op, pick);
+        if joined {
+            self.plug.expect(self.goes_on(pick.record, op));
+        }
+        joined
+    }
+
+    /// Others are likely to join the operation of this request.
+    #[inline]
+    pub(super) fn is_of_a_stream(&mut self, record: u32, op: &Op) -> bool {
+        let goes_on = self.goes_on(record, op);
+        if !(goes_on || self.plug.continues(op.offset)) {
+            self.plug.remember(op.end());
+            return false;
+        }
+        self.plug.expect(goes_on);
+        true
+    }
+
+    /// The next request of its flow begins where this one ends.
+    #[inline]
+    fn goes_on(&self, record: u32, op: &Op) -> bool {
+        self.scheduler.next_of_flow(record).is_some_and(|next| self.journal.offset(next) == op.end())
+    }
+
+    /// Keeps an operation open for others to join, if the limits let any. `Err`: the driver takes nothing more.
+    #[inline(never)]
+    pub(super) fn plug_in(
+        &mut self,
+        slot: Reserved,
+        pick: Pick,
+        op: &Op,
+        submitted: &mut u32,
+    ) -> Result<(), Reserved> {
+        if !self.plug.may_open(op) {
+            self.plug.remember(op.end());
+            self.submit_plain(slot, pick.record, op)?;
+            self.count_issue(pick.record);
+            return Ok(());
+        }
+        if self.plug.is_full() && !self.unplug(submitted) {
+            return Err(slot);
+        }
+        self.plug.open(slot, op, pick);
+        Ok(())
     }
 
     /// Submits the oldest open operation. False: the driver takes nothing more, and nothing is open any more. What was put
     /// back is taken off `submitted`.
-    #[inline]
-    pub(super) fn unplug(&mut self, plug: &mut Plug<Reserved>, submitted: &mut u32) -> bool {
-        let Some(place) = plug.oldest() else { return true };
+    #[inline(never)]
+    pub(super) fn unplug(&mut self, submitted: &mut u32) -> bool {
+        let Some(mut place) = self.plug.take_oldest() else { return true };
         let Some(slot) = place.slot().take() else { unreachable!("an open operation has a slot") };
         let taken = if place.segments().is_empty() {
-            self.submit_one(slot, place)
+            self.submit_one(slot, &place)
         } else {
-            self.submit_joined(slot, place, submitted)
+            self.submit_joined(slot, &place, submitted)
         };
         match taken {
             Ok(()) => {
-                plug.close_oldest();
+                self.plug.close_oldest(place);
                 true
             }
             Err(slot) => {
                 *place.slot() = Some(slot);
-                self.put_all_back(plug, submitted);
+                self.plug.keep_oldest(place);
+                self.put_all_back(submitted);
                 false
             }
         }
     }
 
-    #[inline]
     fn submit_one(&mut self, slot: Reserved, place: &Place<Reserved>) -> Result<(), Reserved> {
         let record = place.picks()[0].record;
         self.submit_plain(slot, record, place.op())?;
@@ -113,12 +162,13 @@ impl<S: SubmitHalf> Submitter<S> {
 
     /// The driver takes nothing more: what is open waits in its flows again, in the order in which it was there.
     #[cold]
-    fn put_all_back(&mut self, plug: &mut Plug<Reserved>, submitted: &mut u32) {
+    fn put_all_back(&mut self, submitted: &mut u32) {
+        let Self { plug, scheduler, .. } = self;
         loop {
             let mut first = None;
             let slot = plug.undo_newest(|pick| {
                 first = Some(pick.record);
-                self.scheduler.taken_back(pick);
+                scheduler.taken_back(pick);
                 *submitted -= 1;
             });
             let (Some(slot), Some(first)) = (slot, first) else { return };

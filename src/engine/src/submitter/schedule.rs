@@ -1,13 +1,12 @@
 //! Stages 4 to 6: which request is next, and into the driver with it.
 
-use ferrio_driver::{Reserved, SubmitHalf};
+use ferrio_driver::{Op, Reserved, SubmitHalf};
 
 use super::{Submitter, steps::Step};
 use crate::{
     clock::Nanos,
     config::EngineError,
     kill_point,
-    merge::plug::Plug,
     scheduler::{Scope, Setting},
 };
 
@@ -28,74 +27,67 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn submit_next(&mut self, now: Nanos) -> u32 {
-        let Some(mut plug) = self.plug.take() else { unreachable!("a pass does not begin within another") };
-        let submitted = self.submit_through(&mut plug, now);
-        self.plug = Some(plug);
-        submitted
-    }
-
-    /// See [`crate::merge::plug`].
-    fn submit_through(&mut self, plug: &mut Plug<Reserved>, now: Nanos) -> u32 {
-        let (mut submitted, mut unused) = (0, None);
-        while !self.scheduler.is_empty()
-            && let Some(slot) = unused.take().or_else(|| self.driver.reserve())
-        {
+        let (mut submitted, mut op) = (0, Op::NOP);
+        let mut unused: Option<Reserved> = None;
+        while !self.scheduler.is_empty() {
+            let slot = unused.take().or_else(|| self.driver.reserve());
+            // Without one a request can still join an operation that has one.
+            if slot.is_none() && !self.plug.expects_more() {
+                break;
+            }
             let Some(pick) = self.scheduler.next(now) else {
-                unused = Some(slot);
+                unused = slot;
                 break;
             };
             let record = pick.record;
             let queue = self.shared.requests[record as usize].queue();
-            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, plug.op()))
-            {
+            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, &mut op)) {
                 Ok(Step::Held) => {
-                    unused = Some(slot);
+                    unused = slot;
                     self.scheduler.held(pick);
                     continue;
                 }
                 Ok(step) => step,
                 Err(errno) => {
-                    unused = Some(slot);
+                    unused = slot;
                     self.answer(record, -errno);
                     continue;
                 }
             };
-            if step == Step::Transfer && plug.join(pick) {
-                unused = Some(slot);
+            if step == Step::Transfer && self.join(&op, pick) {
+                unused = slot;
                 self.scheduler.issued(pick, now);
                 submitted += 1;
                 continue;
             }
-            if self.shares.is_used_up(plug.op(), self.driver.in_flight()) {
+            let Some(slot) = slot else {
+                self.scheduler.put_back(pick);
+                break;
+            };
+            if self.shares.is_used_up(&op, self.driver.in_flight()) {
                 unused = Some(slot);
                 self.scheduler.pass_over(pick);
                 continue;
             }
-            self.shares.take(record, plug.op());
-            let alone = plug.is_empty() && self.scheduler.is_empty();
-            if step == Step::Transfer && !alone && plug.may_open() {
-                plug.open(slot, pick);
-                self.scheduler.issued(pick, now);
-                submitted += 1;
-                if plug.is_full() && !self.unplug(plug, &mut submitted) {
-                    break;
-                }
-                continue;
-            }
-            if let Err(slot) = self.submit(slot, record, step, plug.op()) {
+            self.shares.take(record, &op);
+            let taken = if step == Step::Transfer && self.is_of_a_stream(record, &op) {
+                self.plug_in(slot, pick, &op, &mut submitted)
+            } else {
+                self.submit(slot, record, step, &op).map(|()| self.count_issue(record))
+            };
+            if let Err(slot) = taken {
                 unused = Some(slot);
                 self.shares.give_back(record);
                 self.scheduler.put_back(pick);
                 break;
             }
             self.scheduler.issued(pick, now);
-            self.count_issue(record);
             submitted += 1;
         }
         if let Some(slot) = unused {
             self.driver.cancel_reserved(slot);
         }
-        while !plug.is_empty() && self.unplug(plug, &mut submitted) {}
+        while !self.plug.is_empty() && self.unplug(&mut submitted) {}
         submitted
     }
 

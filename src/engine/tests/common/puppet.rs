@@ -16,8 +16,9 @@ use ferrio_shm::mapping::Region;
 struct Stage {
     /// Offsets of the requests that were submitted, since it was last asked for.
     submitted: Vec<u64>,
-    /// Offset of the request of each record.
+    /// Offset of the request of each record, and its bytes.
     offsets: Vec<u64>,
+    lengths: Vec<u64>,
     kept: Vec<Completion>,
     ready: Vec<Completion>,
     refuses: Refuses,
@@ -50,6 +51,11 @@ pub fn in_flight() -> Vec<u64> {
     on_stage(|stage| stage.kept.iter().map(|kept| stage.offsets[kept.user as usize]).collect())
 }
 
+/// Bytes of one of [`in_flight`].
+pub fn length(place: usize) -> u64 {
+    on_stage(|stage| stage.lengths[stage.kept[place].user as usize])
+}
+
 /// Answers one of [`in_flight`] with an errno (positive), or as the null driver did.
 pub fn answer(place: usize, errno: Option<i32>) {
     on_stage(|stage| {
@@ -70,6 +76,7 @@ fn note(user: u32, op: &Op) {
     on_stage(|stage| {
         stage.submitted.push(op.offset);
         stage.offsets[user as usize] = op.offset;
+        stage.lengths[user as usize] = op.length.into();
     });
 }
 
@@ -86,7 +93,9 @@ impl Driver for Puppet {
     type Reap = PuppetReap;
 
     fn open(config: &DriverConfig) -> Result<(PuppetSubmit, PuppetReap), DriverError> {
-        on_stage(|stage| *stage = Stage { offsets: vec![0; 1 << 17], ..Stage::default() });
+        on_stage(|stage| {
+            *stage = Stage { offsets: vec![0; 1 << 17], lengths: vec![0; 1 << 17], ..Stage::default() }
+        });
         let (submit, reap) = Null::open(config)?;
         Ok((PuppetSubmit(submit), PuppetReap(reap, Vec::with_capacity(config.depth as usize))))
     }

@@ -56,25 +56,27 @@ struct Submitted {
     in_a_row: bool,
 }
 
-/// What a pass does with requests, without driver and scheduler.
+/// What a pass does with requests of one flow, without driver and scheduler.
 fn pass(limits: MergeLimits, asked: &[Asked]) -> Vec<Submitted> {
     let mut plug = Plug::new(limits);
     let mut submitted = Vec::new();
-    for (record, asked) in (0..).zip(asked) {
-        let pick = Pick { record, class: asked.class, cost: 1 };
-        *plug.op() = asked.op();
-        if asked.merges && plug.join(pick) {
+    for (record, request) in (0..).zip(asked) {
+        let (pick, op) = (Pick { record, class: request.class, cost: 1 }, request.op());
+        if request.merges && plug.join(&op, pick) {
             continue;
         }
-        if !asked.merges || !plug.may_open() {
-            let op = *plug.op();
+        let end = op.offset + u64::from(op.length);
+        let next = asked.get(record as usize + 1).map(|next| next.op().offset);
+        let opens = (plug.continues(op.offset) || next == Some(end)) && plug.may_open(&op);
+        if !request.merges || !opens {
+            plug.remember(end);
             submitted.push(Submitted { op, requests: vec![record], segments: vec![], in_a_row: false });
             continue;
         }
-        plug.open(record, pick);
         if plug.is_full() {
             submit(&mut plug, &mut submitted);
         }
+        plug.open(record, &op, pick);
     }
     while !plug.is_empty() {
         submit(&mut plug, &mut submitted);
@@ -83,27 +85,43 @@ fn pass(limits: MergeLimits, asked: &[Asked]) -> Vec<Submitted> {
 }
 
 fn submit(plug: &mut Plug<u32>, submitted: &mut Vec<Submitted>) {
-    let place = plug.oldest().expect("something is open");
+    let mut place = plug.take_oldest().expect("something is open");
     let requests: Vec<u32> = place.picks().iter().map(|pick| pick.record).collect();
     assert_eq!(*place.slot(), requests.first().copied(), "the slot of its first request");
     let (op, segments, in_a_row) = (*place.op(), place.segments().to_vec(), place.is_in_a_row());
     submitted.push(Submitted { op, requests, segments, in_a_row });
-    plug.close_oldest();
+    plug.close_oldest(place);
 }
 
 fn requests(submitted: &[Submitted]) -> Vec<Vec<u32>> {
     submitted.iter().map(|one| one.requests.clone()).collect()
 }
 
+/// Sorted by their first requests.
+fn sorted(limits: MergeLimits, asked: &[Asked]) -> Vec<Vec<u32>> {
+    let mut requests = requests(&pass(limits, asked));
+    requests.sort_unstable();
+    requests
+}
+
 #[test]
-fn runs_meet_whatever_comes_between_them() {
+fn streams_meet_whatever_comes_between_them() {
     let at = |offset| Asked { offset, ..READ };
-    let three = [at(0), at(1000), at(2000), at(8), at(1008), at(2008), at(2016), at(16)];
     let limits = MergeLimits::default();
-    assert_eq!(requests(&pass(limits, &three)), [vec![0, 3, 7], vec![1, 4], vec![2, 5, 6]]);
-    // As many are open as there are places but for one; then the oldest goes.
-    let five = [at(0), at(1000), at(2000), at(3000), at(8), at(3008)];
-    assert_eq!(requests(&pass(limits, &five)), [vec![0], vec![1], vec![2], vec![3, 5], vec![4]]);
+    let in_order: Vec<Asked> = (0..8).map(|n| at(8 * n)).collect();
+    assert_eq!(requests(&pass(limits, &in_order)), [(0..8).collect::<Vec<_>>()]);
+    // The first of each says nothing yet.
+    let three: Vec<Asked> = (0..12).map(|n| at(1000 * (n % 3) + n / 3 * 8)).collect();
+    let streams = [vec![0], vec![1], vec![2], vec![3, 6, 9], vec![4, 7, 10], vec![5, 8, 11]];
+    assert_eq!(sorted(limits, &three), streams);
+    // A run stays open while others come.
+    let run = [at(0), at(8), at(500), at(700), at(900), at(1100), at(16)];
+    assert_eq!(sorted(limits, &run), [vec![0, 1, 6], vec![2], vec![3], vec![4], vec![5]]);
+    // As many are open as there are places; then the oldest goes.
+    let starts = [0, 1000, 2000, 3000, 4000].into_iter().flat_map(|start| [at(start), at(start + 8)]);
+    let many: Vec<Asked> = starts.chain([at(1016), at(16)]).collect();
+    let expected = [vec![0, 1], vec![2, 3, 10], vec![4, 5], vec![6, 7], vec![8, 9], vec![11]];
+    assert_eq!(sorted(limits, &many), expected);
 }
 
 #[test]
@@ -129,9 +147,18 @@ fn what_differs_stays_apart() {
 /// Two operations may end at one place, of different volumes: each is asked.
 #[test]
 fn two_that_end_alike_are_told_apart() {
-    let other = Asked { file: 1, ..READ };
-    let asked = [READ, other, Asked { offset: 8, ..other }, Asked { offset: 8, ..READ }];
-    assert_eq!(requests(&pass(MergeLimits::default(), &asked)), [vec![0, 3], vec![1, 2]]);
+    let (mut plug, mut submitted) = (Plug::new(MergeLimits::default()), Vec::new());
+    for (record, file) in [(0, 0), (1, 1)] {
+        plug.open(record, &Asked { file, ..READ }.op(), Pick { record, class: Class::Read, cost: 1 });
+    }
+    for (record, file) in [(2, 1), (3, 0)] {
+        let op = Asked { file, offset: 8, ..READ }.op();
+        assert!(plug.join(&op, Pick { record, class: Class::Read, cost: 1 }));
+    }
+    while !plug.is_empty() {
+        submit(&mut plug, &mut submitted);
+    }
+    assert_eq!(requests(&submitted), [vec![0, 3], vec![1, 2]]);
 }
 
 #[test]
@@ -166,10 +193,10 @@ fn memory_in_a_row_is_seen() {
 fn what_is_open_is_undone_last_first() {
     let mut plug = Plug::new(MergeLimits::default());
     for (record, offset) in [(0, 0), (1, 1000), (2, 8), (3, 2000), (4, 3000)] {
-        *plug.op() = Asked { offset, ..READ }.op();
+        let op = Asked { offset, ..READ }.op();
         let pick = Pick { record, class: Class::Read, cost: 1 };
-        if !plug.join(pick) {
-            plug.open(record, pick);
+        if !plug.join(&op, pick) {
+            plug.open(record, &op, pick);
         }
     }
     assert!(plug.is_full());
@@ -180,8 +207,8 @@ fn what_is_open_is_undone_last_first() {
     }
     assert_eq!((undone, slots), (vec![4, 3, 1, 2, 0], vec![4, 3, 1, 0]));
     assert!(plug.is_empty());
-    *plug.op() = Asked { offset: 16, ..READ }.op();
-    assert!(!plug.join(Pick { record: 5, class: Class::Read, cost: 1 }), "nothing is left open");
+    let next = Asked { offset: 16, ..READ }.op();
+    assert!(!plug.join(&next, Pick { record: 5, class: Class::Read, cost: 1 }), "nothing is left open");
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
