@@ -6,7 +6,8 @@
 //! That is the plug of a block layer.
 //!
 //! A request is likely to be joined if the next one of its flow goes on where it ends, or if it goes on itself where one of
-//! the last requests ended: then it is part of a stream. Others are not kept, so that they do not pay for it.
+//! the last requests ended: then it is part of a stream. Others are not kept. The first is not even looked at after
+//! [`PATIENCE`] requests that were not part of one: so those that go to anywhere pay for four comparisons.
 
 use ferrio_driver::{Op, SEGMENTS_MAX, Segment};
 
@@ -17,6 +18,8 @@ use crate::queue::{Class, Pick};
 pub const PLACES: usize = 4;
 /// Ends of requests that are remembered.
 const RECENT: usize = 4;
+/// Requests without one that is part of a stream.
+pub const PATIENCE: u32 = 64;
 
 /// Where no request begins.
 const NOWHERE: u64 = u64::MAX;
@@ -35,6 +38,8 @@ pub struct Plug<R> {
     /// Where the last requests ended, in this pass or before.
     recent: [u64; RECENT],
     recent_next: usize,
+    /// Requests that are looked at more closely.
+    patience: u32,
 }
 
 /// An operation.
@@ -69,6 +74,7 @@ impl<R> Plug<R> {
             expects_more: false,
             recent: [NOWHERE; RECENT],
             recent_next: 0,
+            patience: PATIENCE,
         }
     }
 
@@ -136,6 +142,22 @@ impl<R> Plug<R> {
         self.recent.contains(&offset)
     }
 
+    /// A request may be part of a stream. If not, and it is submitted, this is all it takes.
+    #[inline]
+    pub fn watches(&mut self, offset: u64, end: u64) -> bool {
+        let watched = self.patience > 0 || self.continues(offset);
+        if !watched {
+            self.remember(end);
+        }
+        watched
+    }
+
+    /// A request that ends at `end` was looked at and is not part of a stream.
+    pub fn pass_by(&mut self, end: u64) {
+        self.patience = self.patience.saturating_sub(1);
+        self.remember(end);
+    }
+
     /// A request that ends at `end` was submitted.
     #[inline]
     pub fn remember(&mut self, end: u64) {
@@ -156,6 +178,7 @@ impl<R> Plug<R> {
         (place.slot, place.first) = (Some(slot), pick);
         self.ends[self.next] = place.merge.end();
         self.open += 1;
+        self.patience = PATIENCE;
         self.next = (self.next + 1) % PLACES;
     }
 

@@ -9,50 +9,33 @@ use super::{Submitter, steps::Step};
 use crate::{merge::plug::Place, queue::Pick};
 
 impl<S: SubmitHalf> Submitter<S> {
-    /// The request joins an open operation, if it can; returns whether.
-    #[inline]
-    pub(super) fn join(&mut self, op: &Op, pick: Pick) -> bool {
-        !self.plug.is_empty() && self.join_open(op, pick)
-    }
-
+    /// The request joins an open operation, if it can; returns whether. What comes a second time does so because it was
+    /// short, or failed, perhaps together with others: nothing joins it.
     #[inline(never)] // out of the way of requests that are not part of a stream
-    fn join_open(&mut self, op: &Op, pick: Pick) -> bool {
-        let joined = self.plug.join(op, pick);
+    pub(super) fn join_open(&mut self, op: &Op, pick: Pick) -> bool {
+        let joined = !self.shared.requests[pick.record as usize].was_issued() && self.plug.join(op, pick);
         if joined {
             self.plug.expect(self.goes_on(pick.record, op));
         }
         joined
     }
 
-    /// Others are likely to join the operation of this request.
-    #[inline]
-    pub(super) fn is_of_a_stream(&mut self, record: u32, op: &Op) -> bool {
-        let goes_on = self.goes_on(record, op);
-        if !(goes_on || self.plug.continues(op.offset)) {
-            self.plug.remember(op.end());
-            return false;
-        }
-        self.plug.expect(goes_on);
-        true
-    }
-
-    /// The next request of its flow begins where this one ends.
-    #[inline]
-    fn goes_on(&self, record: u32, op: &Op) -> bool {
-        self.scheduler.next_of_flow(record).is_some_and(|next| self.journal.offset(next) == op.end())
-    }
-
-    /// Keeps an operation open for others to join, if the limits let any. `Err`: the driver takes nothing more.
+    /// Keeps the operation of a request open, if others are likely to join it; else submits it. `Err`: the driver takes
+    /// nothing more.
     #[inline(never)]
-    pub(super) fn plug_in(
+    pub(super) fn submit_of_a_stream(
         &mut self,
         slot: Reserved,
         pick: Pick,
         op: &Op,
         submitted: &mut u32,
     ) -> Result<(), Reserved> {
-        if !self.plug.may_open(op) {
-            self.plug.remember(op.end());
+        let goes_on = self.goes_on(pick.record, op);
+        let opens = (goes_on || self.plug.continues(op.offset))
+            && self.plug.may_open(op)
+            && !self.shared.requests[pick.record as usize].was_issued();
+        if !opens {
+            self.plug.pass_by(op.end());
             self.submit_plain(slot, pick.record, op)?;
             self.count_issue(pick.record);
             return Ok(());
@@ -61,7 +44,13 @@ impl<S: SubmitHalf> Submitter<S> {
             return Err(slot);
         }
         self.plug.open(slot, op, pick);
+        self.plug.expect(goes_on);
         Ok(())
+    }
+
+    /// The next request of its flow begins where this one ends.
+    fn goes_on(&self, record: u32, op: &Op) -> bool {
+        self.scheduler.next_of_flow(record).is_some_and(|next| self.journal.offset(next) == op.end())
     }
 
     /// Submits the oldest open operation. False: the driver takes nothing more, and nothing is open any more. What was put

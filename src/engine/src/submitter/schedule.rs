@@ -7,6 +7,7 @@ use crate::{
     clock::Nanos,
     config::EngineError,
     kill_point,
+    queue::Pick,
     scheduler::{Scope, Setting},
 };
 
@@ -39,6 +40,7 @@ impl<S: SubmitHalf> Submitter<S> {
                 unused = slot;
                 break;
             };
+            let last = self.scheduler.is_empty();
             let record = pick.record;
             let queue = self.shared.requests[record as usize].queue();
             let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, &mut op)) {
@@ -54,7 +56,9 @@ impl<S: SubmitHalf> Submitter<S> {
                     continue;
                 }
             };
-            if step == Step::Transfer && self.join(&op, pick) {
+            // What comes alone has nobody to join, and nobody to wait for.
+            let joins = step == Step::Transfer && !(last && self.plug.is_empty());
+            if joins && !self.plug.is_empty() && self.join_open(&op, pick) {
                 unused = slot;
                 self.scheduler.issued(pick, now);
                 submitted += 1;
@@ -70,16 +74,16 @@ impl<S: SubmitHalf> Submitter<S> {
                 continue;
             }
             self.shares.take(record, &op);
-            let taken = if step == Step::Transfer && self.is_of_a_stream(record, &op) {
-                self.plug_in(slot, pick, &op, &mut submitted)
-            } else {
-                self.submit(slot, record, step, &op).map(|()| self.count_issue(record))
-            };
-            if let Err(slot) = taken {
-                unused = Some(slot);
-                self.shares.give_back(record);
-                self.scheduler.put_back(pick);
+            if joins && self.plug.watches(op.offset, op.end()) {
+                if let Err(slot) = self.submit_of_a_stream(slot, pick, &op, &mut submitted) {
+                    self.was_refused(slot, pick);
+                    break;
+                }
+            } else if let Err(slot) = self.submit(slot, record, step, &op) {
+                self.was_refused(slot, pick);
                 break;
+            } else {
+                self.count_issue(record);
             }
             self.scheduler.issued(pick, now);
             submitted += 1;
@@ -89,6 +93,14 @@ impl<S: SubmitHalf> Submitter<S> {
         }
         while !self.plug.is_empty() && self.unplug(&mut submitted) {}
         submitted
+    }
+
+    /// The driver has no room for a request, whose slot this is.
+    #[cold]
+    fn was_refused(&mut self, slot: Reserved, pick: Pick) {
+        self.driver.cancel_reserved(slot);
+        self.shares.give_back(pick.record);
+        self.scheduler.put_back(pick);
     }
 
     /// Changes how requests are scheduled, from now on.

@@ -34,7 +34,7 @@ const PIECE_BYTES: u64 = 64 << 20;
 /// What comes next for a request. The operation itself stands with the caller: handed back by value it would be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The operation: a whole read or write that others may join.
+    /// The operation: a read or write of a session whose requests may be joined.
     Transfer,
     /// The operation.
     Op,
@@ -80,8 +80,7 @@ impl<S: SubmitHalf> Submitter<S> {
             offset: sqe.offset + done,
             fua: sqe.flags & sqe_flags::FUA != 0,
         };
-        // What comes a second time does so because it was short, or failed, perhaps together with others.
-        Ok(if merges && !request.was_issued() { Step::Transfer } else { Step::Op })
+        Ok(if merges { Step::Transfer } else { Step::Op })
     }
 
     /// The next step of what is not a plain read or write.

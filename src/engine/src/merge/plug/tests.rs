@@ -68,8 +68,9 @@ fn pass(limits: MergeLimits, asked: &[Asked]) -> Vec<Submitted> {
         let end = op.offset + u64::from(op.length);
         let next = asked.get(record as usize + 1).map(|next| next.op().offset);
         let opens = (plug.continues(op.offset) || next == Some(end)) && plug.may_open(&op);
-        if !request.merges || !opens {
-            plug.remember(end);
+        let opens = request.merges && plug.watches(op.offset, end) && opens;
+        if !opens {
+            plug.pass_by(end);
             submitted.push(Submitted { op, requests: vec![record], segments: vec![], in_a_row: false });
             continue;
         }
@@ -122,6 +123,21 @@ fn streams_meet_whatever_comes_between_them() {
     let many: Vec<Asked> = starts.chain([at(1016), at(16)]).collect();
     let expected = [vec![0, 1], vec![2, 3, 10], vec![4, 5], vec![6, 7], vec![8, 9], vec![11]];
     assert_eq!(sorted(limits, &many), expected);
+}
+
+/// Requests that go to anywhere are not looked at for ever, and a stream that comes then misses one.
+#[test]
+fn patience_ends_and_comes_back() {
+    let mut plug = Plug::<u32>::new(MergeLimits::default());
+    for n in 0..u64::from(PATIENCE) {
+        assert!(plug.watches(100 * n, 100 * n + 8), "{n}");
+        plug.pass_by(100 * n + 8);
+    }
+    assert!(!plug.watches(50, 58));
+    assert!(plug.watches(58, 66), "it goes on where the last one ended");
+    let op = Asked { offset: 58, ..READ }.op();
+    plug.open(0, &op, Pick { record: 0, class: Class::Read, cost: 1 });
+    assert!(plug.watches(7777, 7785), "something was part of a stream");
 }
 
 #[test]
