@@ -53,6 +53,10 @@ fn check(text: &str) {
         assert!(engine.budgets.iter().all(|budget| *budget > 0), "{engine:?}");
     }
     assert!(config.limits.queue_entries_max.is_power_of_two());
+    let sessions = config.groups.iter().map(|group| &group.session).chain([&config.session]);
+    for session in sessions {
+        assert!((1..=1000).contains(&session.weight), "{session:?}");
+    }
 }
 
 /// Only a syntax error may have no key.
@@ -61,8 +65,21 @@ fn toml_is_good(text: &str) -> bool {
 }
 
 fn generate(input: &mut Unstructured<'_>, text: &mut String) -> Result<()> {
-    let sections =
-        ["[daemon]", "[limits]", "[[engine]]", "[[volume]]", "[unknown]", "[engine]", "[[daemon]]"];
+    let sections = [
+        "[daemon]",
+        "[limits]",
+        "[[engine]]",
+        "[[volume]]",
+        "[unknown]",
+        "[engine]",
+        "[[daemon]]",
+        "[session]",
+        "[session.limit]",
+        "[[group]]",
+        "[group.limit]",
+        "[group.session_limit]",
+        "[volume.limit]",
+    ];
     while !input.is_empty() {
         if input.ratio(1, 4)? {
             text.push_str(input.choose(&sections)?);
@@ -79,7 +96,11 @@ fn key(input: &mut Unstructured<'_>) -> Result<&'static str> {
     let numbers = keys::NUMBERS.iter().map(|number| number.key);
     let sizes = keys::SIZES.iter().map(|size| size.key);
     let others = keys::OTHERS.iter().flat_map(|(_, keys)| *keys).copied();
-    let all: Vec<&str> = numbers.chain(sizes).chain(others).chain(["engine", "volume", "unknown"]).collect();
+    let all: Vec<&str> = numbers
+        .chain(sizes)
+        .chain(others)
+        .chain(["engine", "volume", "unknown", "limit", "session_limit"])
+        .collect();
     Ok(*input.choose(&all)?)
 }
 
