@@ -198,6 +198,18 @@ fn a_limit_goes_with_its_volume() {
     Greedy::start(&daemon, "greedy", "scratch", Appetite::default()).wait_for(1000);
 }
 
+#[test]
+fn a_daemon_that_stops_does_not_wait_for_its_limits() {
+    let mut daemon = DaemonBuilder::new().config("drain_timeout_s = 5").null("null", MIB).start();
+    operator(&daemon).set_limit(volume("null"), iops(1)).expect("set");
+    let greedy = Greedy::start(&daemon, "greedy", "null", Appetite::default());
+    greedy.wait_for(1);
+    let stopped = daemon.end(Signal::TERM).expect(0);
+    assert!(stopped.stderr.contains("drained: every accepted request was answered"), "{}", stopped.stderr);
+    daemon.restart();
+    greedy.wait_for(100);
+}
+
 // ---- groups
 
 /// Members are the sessions of this user.
@@ -303,7 +315,10 @@ fn starvation_budgets_and_goal_are_shown_and_set() {
     let _prio = Greedy::start(&daemon, "prio", "null", prio);
     let _bulk = Greedy::start(&daemon, "bulk", "null", Appetite::default());
     let reads = || operator(&daemon).scheduling().expect("shown").engines[0].classes[1];
-    wait_until("reads to starve for a while", || reads().starved_us > 1000 && reads().waiting > 0);
+    wait_until("reads to starve for a while", || {
+        let reads = reads();
+        reads.starved_us > 1000 && reads.waiting > 0
+    });
     let table = daemon.ctl(&["scheduler", "show"]).expect(0).stdout;
     for part in
         ["STARVED", "MERGED", "4096", "up to 32 requests and 512 KiB", "within 2.0 ms", "prio", "bulk"]
@@ -324,6 +339,22 @@ fn starvation_budgets_and_goal_are_shown_and_set() {
     assert_eq!(json["engines"][0]["merge"], serde_json::json!({ "bytes_max": 524_288, "requests_max": 8 }));
     let info = daemon.ctl(&["info"]).expect(0).stdout;
     assert!(info.contains("8 / 9 / 10 per round"), "{info}");
+}
+
+#[test]
+fn what_was_merged_is_counted_until_merging_is_off() {
+    let daemon = DaemonBuilder::new().engine("main", "auto", "queue_depth = 4").memory("data", MIB).start();
+    let operator = operator(&daemon);
+    let greedy = Greedy::start(&daemon, "greedy", "data", Appetite::default());
+    let merged = || operator.scheduling().expect("shown").engines[0].classes[1].merged;
+    wait_until("adjacent requests to be merged", || merged() > 100);
+    let list = daemon.ctl_json(&["session", "list"]);
+    assert!(list["sessions"][0]["counters"]["merged"].as_u64() > Some(100), "{list}");
+    let off = v1::SetEngineRequest { merge_requests_max: Some(1), ..v1::SetEngineRequest::default() };
+    operator.set_engine(off).expect("set");
+    let before = merged();
+    greedy.wait_for(1000);
+    assert_eq!(merged(), before);
 }
 
 #[test]

@@ -392,6 +392,7 @@ async fn engines_and_reflection_are_there() {
         "ferrio.v1.Queues",
         "ferrio.v1.Engines",
         "ferrio.v1.Stats",
+        "ferrio.v1.Scheduling",
     ] {
         assert!(names.iter().any(|known| known == name), "{name} not in {names:?}");
     }

@@ -449,7 +449,7 @@ impl Engine {
         std::iter::once(submitter.pulse(shared.submitter_turns.get())).chain(poller).collect()
     }
 
-    /// Takes no more requests and waits up to `limit` for the accepted ones to be answered, or to be of those that are left to
+    /// Takes no more requests, holds none back for limits any more, and waits up to `limit` for the accepted ones to be answered, or to be of those that are left to
     /// the next daemon, which stay behind their fences from then on.
     pub fn drain(&self, limit: Duration) -> DrainReport {
         let (sender, receiver) = mpsc::channel();

@@ -251,6 +251,14 @@ impl Scheduler {
         true
     }
 
+    /// Takes all limits away.
+    pub fn lift_limits(&mut self, now: Nanos) {
+        let scopes: Vec<Scope> = self.named.keys().cloned().collect();
+        scopes.into_iter().for_each(|scope| {
+            self.set_limit(scope, &Limit::default(), now);
+        });
+    }
+
     /// Says how fast prio is to be.
     pub fn set_latency_goal(&mut self, goal: LatencyGoal) {
         self.target.set_goal(goal);

@@ -30,6 +30,7 @@ impl Scheduling for Daemon {
         request: Request<SetLimitRequest>,
     ) -> Result<Response<SetLimitResponse>, Status> {
         let peer = incoming::admin(&request, "set limits")?;
+        self.check_running()?;
         let SetLimitRequest { scope, limit } = request.into_inner();
         let scope = Scope::from_wire(scope)?;
         let limit = limit::from_wire(&limit.unwrap_or_default()).map_err(ScheduleError::Limit)?;
@@ -46,6 +47,7 @@ impl Scheduling for Daemon {
         request: Request<ClearLimitRequest>,
     ) -> Result<Response<ClearLimitResponse>, Status> {
         let peer = incoming::admin(&request, "clear limits")?;
+        self.check_running()?;
         let scope = Scope::from_wire(request.into_inner().scope)?;
         self.limit(&scope, Limit::default())?;
         tracing::info!("{scope}: not limited any more, by uid {}", peer.uid);
@@ -57,6 +59,7 @@ impl Scheduling for Daemon {
         request: Request<SetSessionRequest>,
     ) -> Result<Response<SetSessionResponse>, Status> {
         let peer = incoming::admin(&request, "set weights and groups of sessions")?;
+        self.check_running()?;
         let SetSessionRequest { session_id, weight, group } = request.into_inner();
         if weight.is_none() && group.is_none() {
             return Err(ScheduleError::Nothing("weight or group").into());
@@ -78,6 +81,7 @@ impl Scheduling for Daemon {
         request: Request<SetEngineRequest>,
     ) -> Result<Response<SetEngineResponse>, Status> {
         let peer = incoming::admin(&request, "set how engines schedule")?;
+        self.check_running()?;
         let SetEngineRequest { engine, latency_goal, budgets, merge_bytes_max, merge_requests_max } =
             request.into_inner();
         let goal = latency_goal.map(check_goal).transpose()?;
@@ -91,12 +95,12 @@ impl Scheduling for Daemon {
             if let Some(goal) = goal {
                 engine.set_latency_goal(goal).map_err(ScheduleError::Engine)?;
                 let (name, uid) = (&engine.info().name, peer.uid);
-                tracing::info!("engine {name}: latency goal {goal:?} set by uid {uid}");
+                tracing::info!("engine {name}: latency goal {}, set by uid {uid}", latency_goal::words(goal));
             }
             if let Some(budgets) = budgets {
                 engine.set_budgets(budgets).map_err(ScheduleError::Engine)?;
                 let (name, uid) = (&engine.info().name, peer.uid);
-                tracing::info!("engine {name}: budgets {budgets:?} (prio, read, write) set by uid {uid}");
+                tracing::info!("engine {name}: budgets {budgets:?} (prio, read, write), set by uid {uid}");
             }
             if merges {
                 let merge = set_merge(engine, merge_bytes_max, merge_requests_max)?;

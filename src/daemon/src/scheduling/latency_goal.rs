@@ -30,6 +30,15 @@ pub fn parse(text: &str) -> Option<LatencyGoal> {
     from_wire(goal).ok().filter(|goal| *goal != LatencyGoal::Off)
 }
 
+/// For the log, as [`parse`] reads it.
+pub fn words(goal: LatencyGoal) -> String {
+    match goal {
+        LatencyGoal::Off => "off".to_owned(),
+        LatencyGoal::Relative(percent) => format!("{percent}%"),
+        LatencyGoal::Within(nanos) => format!("{} us", nanos.div_ceil(1_000)),
+    }
+}
+
 /// From the wire.
 ///
 /// # Errors
@@ -74,6 +83,7 @@ mod tests {
         ] {
             assert_eq!(parse(text), Some(goal), "{text}");
             assert_eq!(from_wire(to_wire(goal)), Ok(goal));
+            assert_eq!(parse(&words(goal)), Some(goal));
         }
         for text in ["", "on", "99%", "10001%", "0 us", "61 s", "2", "2 m", "-1 ms", "1.5 ms", "2 ms x"] {
             assert_eq!(parse(text), None, "{text}");

@@ -65,6 +65,8 @@ impl<S: SubmitHalf> Submitter<S> {
                 Command::CloseSession { session_id, done } => self.close_session(session_id, done),
                 Command::Drain { done } => {
                     self.end_faults();
+                    // What was accepted is not kept waiting for a rate that ends with the engine.
+                    self.scheduler.lift_limits(self.now);
                     self.draining = true;
                     self.drained = Some(done);
                     self.report_drained();
