@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 
 type Things = Box<dyn Any + Send>;
 
-/// Threads that wait for things to close, at most.
-const IDLE_MAX: usize = 2;
+/// Threads that wait for things to close, at most: enough for a flood of connections not to start one for most of them.
+const IDLE_MAX: usize = 8;
 /// A thread that had nothing to close for so long ends.
 const IDLE_LIMIT: Duration = Duration::from_secs(1);
 

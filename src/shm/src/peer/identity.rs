@@ -1,7 +1,9 @@
 //! Credentials of a peer, as the kernel knew them when it connected.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::LazyLock;
 
 use libc::{SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD, c_int, socklen_t};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -37,9 +39,12 @@ impl PeerIdentity {
     /// Whether the user has no id here: nothing may be granted to it, it could be anybody.
     #[must_use]
     pub fn is_overflow(&self) -> bool {
-        let configured = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
-        let overflow = configured.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW_UID);
-        self.uid == overflow || self.uid == u32::MAX
+        // Read once: every connection asks, and a kernel has one for good.
+        static CONFIGURED: LazyLock<u32> = LazyLock::new(|| {
+            let configured = fs::read_to_string("/proc/sys/kernel/overflowuid");
+            configured.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW_UID)
+        });
+        self.uid == *CONFIGURED || self.uid == u32::MAX
     }
 
     /// Whether the user is in the group, as its main group or a supplementary one.
