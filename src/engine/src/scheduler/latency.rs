@@ -10,10 +10,11 @@
 //!     +-- no prio for a while: no cap
 //! ```
 //!
-//! An answer to prio is **late** beyond the goal; a relative goal is so many times what 99 of 100 answers take [`alone`]. A
+//! An answer to prio is **late** beyond the goal; a relative goal is so many times what 19 of 20 answers take [`alone`]. A
 //! late answer cuts the cap by much, one in time raises it by little, such that both are in balance where [`LATE_PARTS`] are
 //! late, whatever the device is like. What is late without bulk is not put down to bulk: where that is more, the balance is
-//! there.
+//! there. So 99 of 100 answers stay within so many times what 99 of 100 take alone: if their slowest hundredth alone is within
+//! the limit, by the limit, and else since bulk adds no more late ones than can be told from those.
 //!
 //! | answer | says something about |
 //! |---|---|
@@ -28,7 +29,7 @@
 //! bulk sets a higher one.
 //!
 //! The cap counts requests, joined in one operation or not: that is the finer measure, with the lower least, and what joining
-//! saves is in the feedback. One cap holds for all devices of an engine. With the goal off a request costs two counters and two
+//! saves is in the feedback. `LATENCY.md` beside this file has figures. One cap holds for all devices of an engine. With the goal off a request costs two counters and two
 //! comparisons.
 
 mod alone;
@@ -70,7 +71,7 @@ const PROBE_EVERY: u64 = 25;
 const PROBE_EVERY_FIRST: u64 = 10;
 const WELL_KNOWN: u32 = 2048;
 /// So many, and it can be told how many are late without bulk.
-const KNOWN: u32 = 512;
+const KNOWN: u32 = 256;
 /// What prio takes alone is forgotten after this time.
 const ALONE_KEPT: Nanos = 30_000 * MILLISECOND;
 
@@ -82,7 +83,7 @@ pub enum LatencyGoal {
     Off,
     /// 99 of 100 answers of the device within this time.
     Within(Nanos),
-    /// 99 of 100 answers of the device within this many per cent, >= 100, of what 99 of 100 take without bulk.
+    /// 99 of 100 answers of the device within this many per cent, >= 100, of what they take without bulk.
     Relative(u32),
 }
 
@@ -200,9 +201,9 @@ impl LatencyTarget {
         self.cuts
     }
 
-    /// What 99 of 100 answers take without bulk, as far as it is known.
+    /// What 19 of 20 answers take without bulk, as far as it is known.
     pub fn alone(&self) -> Option<Nanos> {
-        self.alone.p99()
+        self.alone.p95()
     }
 
     /// A request went to the device.
@@ -252,7 +253,7 @@ impl LatencyTarget {
         self.limit = match self.goal {
             LatencyGoal::Off => None,
             LatencyGoal::Within(limit) => Some(limit),
-            LatencyGoal::Relative(percent) => self.alone.p99().map(|alone| alone * u64::from(percent) / 100),
+            LatencyGoal::Relative(percent) => self.alone.p95().map(|alone| alone * u64::from(percent) / 100),
         };
         let late = match self.limit {
             Some(limit) if self.alone.answers() >= KNOWN => self.alone.part_beyond(limit),
@@ -288,7 +289,7 @@ impl LatencyTarget {
             self.aim();
         }
         (self.phase, self.ramp) = (Phase::Beside, Some(0));
-        if self.alone.p99().is_none() {
+        if self.alone.p95().is_none() {
             self.phase = Phase::Probing { began: now, answers: 0 };
             self.cap = CAP_MIN;
         } else {
