@@ -29,8 +29,8 @@
 //! bulk sets a higher one.
 //!
 //! The cap counts requests, joined in one operation or not: that is the finer measure, with the lower least, and what joining
-//! saves is in the feedback. `LATENCY.md` beside this file has figures. One cap holds for all devices of an engine. With the goal off a request costs two counters and two
-//! comparisons.
+//! saves is in the feedback. One cap holds for all devices of an engine. With the goal off a request costs two counters and two
+//! comparisons. Figures: `LATENCY.md` beside this file.
 
 mod alone;
 #[cfg(test)]
