@@ -6,7 +6,7 @@
 //! `capacity + rate * t`, and what the last request was too large.
 //!
 //! Who waits is woken late, by a tick of the timers and what the machine adds. What comes in meanwhile is not lost: while
-//! somebody waits the bucket takes in more than its capacity, by what comes in in [`LATE_MAX`]. Else a rate whose requests
+//! somebody waits the bucket takes in more than its capacity, by what comes in in `LATE_MAX`. Else a rate whose requests
 //! come one by one, as they do where the capacity is about one request, would lose that much with each.
 
 use crate::clock::Nanos;

@@ -10,8 +10,8 @@
 //!     +-- no prio for a while: no cap
 //! ```
 //!
-//! An answer to prio is **late** beyond the goal; a relative goal is so many times what 19 of 20 answers take [`alone`]. A
-//! late answer cuts the cap by much, one in time raises it by little, such that both are in balance where [`LATE_PARTS`] are
+//! An answer to prio is **late** beyond the goal; a relative goal is so many times what 19 of 20 answers take `alone`. A
+//! late answer cuts the cap by much, one in time raises it by little, such that both are in balance where `LATE_PARTS` are
 //! late, whatever the device is like. What is late without bulk is not put down to bulk: where that is more, the balance is
 //! there. So 99 of 100 answers stay within so many times what 99 of 100 take alone: if their slowest hundredth alone is within
 //! the limit, by the limit, and else since bulk adds no more late ones than can be told from those.
@@ -24,7 +24,7 @@
 //! | any other | the cap |
 //!
 //! Beside bulk that never ends there are probes, of some milliseconds: at most a tenth of the time until enough is known, then
-//! a twenty-fifth. As long as nothing is known bulk keeps [`CAP_MIN`]. It always keeps that: where even so little is too much,
+//! a twenty-fifth. As long as nothing is known bulk keeps `CAP_MIN`. It always keeps that: where even so little is too much,
 //! prio is late rather than that bulk stands still. Above that prio wins: that is what a goal is for, and who wants more of
 //! bulk sets a higher one.
 //!
