@@ -12,7 +12,7 @@ use std::{
 };
 
 use ferrio_driver::{
-    Driver, DriverConfig, DriverInfo, FaultPlan, FaultStatus, Outline, ReapHalf, Shape, SubmitHalf, Target,
+    Driver, DriverInfo, FaultPlan, FaultStatus, Outline, ReapHalf, Shape, SubmitHalf, Target,
     aio::Aio,
     fault::Fault,
     null::Null,
@@ -22,26 +22,22 @@ use ferrio_driver::{
 
 use ferrio_shm::mapping::Region;
 
+pub use crate::threaded::Threaded;
 use crate::{
-    bell::Bell,
     clock::{self, MICROSECOND, Nanos},
-    completion::{self, Reaper},
-    config::{EngineConfig, EngineError, Threads},
+    completion::Reaper,
+    config::{EngineConfig, EngineError},
     dormant::{DormantSession, Resumed},
     idle::{Idle, Step},
     inject::{self, Command, Injector, IoThread},
-    journal::renew::{Renewed, renew},
     merge::MergeLimits,
     poller::Poller,
     pulse::{Life, Pulse},
     scheduler::{Budgets, ScheduleSnapshot, Scope, Setting, latency::LatencyGoal, limits::Limit},
     session::{SessionSpec, VolumeId},
     stats::{self, EngineSnapshot, QueueShared, Shared},
-    submitter::{Parts, Submitter},
+    submitter::Submitter,
 };
-
-/// Volumes per engine.
-const FILES_MAX: u32 = 1024;
 
 /// What an engine is, decided at its start.
 #[derive(Clone, Debug)]
@@ -521,75 +517,6 @@ impl Engine {
     }
 }
 
-/// Everything an engine's threads own, before they run. Tests and benchmarks drive it by `turn`.
-pub struct Threaded<D: Driver> {
-    /// Stages 2 to 6.
-    pub submitter: Submitter<D::Submit>,
-    /// Stages 8 to 10.
-    pub reaper: Reaper<D::Reap>,
-    /// Counters.
-    pub shared: Arc<Shared>,
-    /// Commands.
-    pub injector: Injector,
-    /// Sessions that the journal named.
-    pub dormant: Vec<DormantSession>,
-    shape: Shape,
-    poller: Option<Arc<Bell>>,
-}
-
-impl<D: Driver> Threaded<D> {
-    /// Opens the driver and takes the journal over.
-    ///
-    /// # Errors
-    /// As [`Engine::start`].
-    pub fn new(config: &EngineConfig) -> Result<Self, EngineError> {
-        let system = |what| move |source| EngineError::System { engine: config.name.clone(), what, source };
-        config.merge.check()?;
-        let shape = shape::<D>(config.threads);
-        // Those of the sessions, and the scratch memory of each volume.
-        let regions_max = config.sessions_max.saturating_mul(1 + config.regions_per_session);
-        let driver_config = DriverConfig {
-            depth: config.depth,
-            shape,
-            files_max: FILES_MAX,
-            helpers: config.helpers,
-            regions_max: regions_max.saturating_add(FILES_MAX),
-            ..DriverConfig::default()
-        };
-        let (submit, reap) = D::open(&driver_config)
-            .map_err(|source| EngineError::Driver { engine: config.name.clone(), source })?;
-        let Renewed { journal, dormant, sequence } = renew(config)?;
-        let listed = dormant.list();
-        let shared = Arc::new(Shared::new(config.requests_max));
-        let bell = Arc::new(Bell::new().map_err(system("making an eventfd"))?);
-        let poller = match shape {
-            Shape::One => None,
-            Shape::Two => Some(Arc::new(Bell::new().map_err(system("making an eventfd"))?)),
-        };
-        let (submitter_link, reaper_link) = completion::link(config.requests_max, config.queues_max);
-        let (injector, inbox) = inject::injector(Arc::clone(&bell));
-        let reaper = Reaper::new(reap, reaper_link, Arc::clone(&shared), journal.clone(), Arc::clone(&bell));
-        let submitter = Submitter::new(Parts {
-            name: config.name.clone(),
-            driver: submit,
-            shared: Arc::clone(&shared),
-            journal,
-            link: submitter_link,
-            bell,
-            poller: poller.clone(),
-            inbox,
-            budgets: config.budgets,
-            merge: config.merge,
-            depth: config.depth,
-            sessions_max: config.sessions_max,
-            dormant,
-            sequence,
-        })
-        .map_err(system("making an epoll"))?;
-        Ok(Self { submitter, reaper, shared, injector, dormant: listed, shape, poller })
-    }
-}
-
 /// Counters of the queues of a session, in the order of its spec.
 fn counters_of(spec: &SessionSpec) -> Vec<Arc<QueueShared>> {
     let counters = spec.queues.iter().map(|attach| {
@@ -598,15 +525,6 @@ fn counters_of(spec: &SessionSpec) -> Vec<Arc<QueueShared>> {
         Arc::new(QueueShared::new(spec.session_id, attach.index, sq, cq))
     });
     counters.collect()
-}
-
-fn shape<D: Driver>(threads: Threads) -> Shape {
-    match threads {
-        Threads::One => Shape::One,
-        Threads::Two => Shape::Two,
-        Threads::Auto if D::NAME == Aio::NAME => Shape::Two,
-        Threads::Auto => Shape::One,
-    }
 }
 
 /// Loop of a Submitter that reaps.

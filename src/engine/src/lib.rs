@@ -76,6 +76,7 @@ pub mod request;
 mod shares;
 pub mod stats;
 mod table;
+mod threaded;
 mod vectored;
 mod volumes;
 

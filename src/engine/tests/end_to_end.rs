@@ -3,11 +3,12 @@
 //! `FERRIO_SIM_SEED=n cargo test -p ferrio-engine --test end_to_end`. `FERRIO_SIM_SEEDS=n` runs as many.
 
 mod common;
+#[path = "common/seeds.rs"]
+mod seeds;
 
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    env, panic,
     sync::mpsc::{Receiver, channel},
 };
 
@@ -41,23 +42,10 @@ fn made_up() -> Nanos {
     NOW.get()
 }
 
-fn number(name: &str) -> Option<u64> {
-    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-}
-
 /// Every request is answered once, and no rule is broken on the way.
 #[test]
 fn whatever_happens_the_rules_hold() {
-    let seeds = match number("FERRIO_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("FERRIO_SIM_SEEDS").unwrap_or(2000),
-    };
-    for seed in seeds {
-        if let Err(cause) = panic::catch_unwind(|| World::new(seed).live()) {
-            eprintln!("FERRIO_SIM_SEED={seed} failed");
-            panic::resume_unwind(cause);
-        }
-    }
+    seeds::each(|seed| World::new(seed).live());
 }
 
 /// What the world knows of a request.

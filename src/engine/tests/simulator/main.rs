@@ -2,9 +2,9 @@
 //! `FERRIO_SIM_SEED=n cargo test -p ferrio-engine --test simulator`. `FERRIO_SIM_SEEDS=n` runs as many.
 
 mod device;
+#[path = "../common/seeds.rs"]
+mod seeds;
 mod world;
-
-use std::{env, panic};
 
 use device::DeviceModel;
 use ferrio_engine::{
@@ -19,23 +19,10 @@ use world::{Faults, Load, MILLISECOND, SECOND, World};
 const DISK: DeviceModel =
     DeviceModel { parallelism: 16, base: 750_000, per_block: 50_000, jitter: 0.3, hiccup: 0 };
 
-fn number(name: &str) -> Option<u64> {
-    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-}
-
 /// Any mixture of clients, settings and faults: every request is answered once, and no rule is broken on the way.
 #[test]
 fn whatever_happens_the_rules_hold() {
-    let seeds = match number("FERRIO_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("FERRIO_SIM_SEEDS").unwrap_or(2000),
-    };
-    for seed in seeds {
-        if let Err(cause) = panic::catch_unwind(|| anything(seed)) {
-            eprintln!("FERRIO_SIM_SEED={seed} failed");
-            panic::resume_unwind(cause);
-        }
-    }
+    seeds::each(anything);
 }
 
 fn anything(seed: u64) {
