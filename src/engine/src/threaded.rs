@@ -38,7 +38,7 @@ impl<D: Driver> Threaded<D> {
     /// Opens the driver and takes the journal over.
     ///
     /// # Errors
-    /// As [`Engine::start`].
+    /// As [`crate::Engine::start`].
     pub fn new(config: &EngineConfig) -> Result<Self, EngineError> {
         let system = |what| move |source| EngineError::System { engine: config.name.clone(), what, source };
         config.merge.check()?;
