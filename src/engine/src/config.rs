@@ -1,6 +1,6 @@
 //! What an engine is made with, and why it could not be made.
 
-use std::{io, path::PathBuf};
+use std::{io, ops::RangeInclusive, path::PathBuf};
 
 use ferrio_driver::{DriverError, FaultError, select::BackendChoice};
 
@@ -243,6 +243,18 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// `Ok` if a setting is in its range.
+    pub(crate) fn check_setting(
+        what: &'static str,
+        value: u64,
+        range: RangeInclusive<u64>,
+    ) -> Result<(), Self> {
+        match range.contains(&value) {
+            true => Ok(()),
+            false => Err(Self::Setting { what, value, least: *range.start(), greatest: *range.end() }),
+        }
+    }
+
     /// What a client is told on its lease (positive).
     pub fn errno(&self) -> i32 {
         match self {

@@ -5,8 +5,8 @@
 //! segment per request. Flushes, discards and compare-and-writes are never joined; requests that a barrier or a chain holds
 //! apart are never in the class queues together.
 //!
-//! Which requests meet is for [`plug`]. Only the whole operation tells something of its parts: if it is short or fails, each part is issued again by itself
-//! ([`outcome`]), so that every client gets the result of its own bytes.
+//! Which requests meet is for [`plug`]. Only the whole operation tells something of its parts: if it is short or fails, each
+//! part is issued again by itself ([`outcome`]), so that every client gets the result of its own bytes.
 
 pub mod plug;
 
@@ -30,17 +30,9 @@ impl MergeLimits {
     /// # Errors
     /// A limit is out of its range.
     pub fn check(&self) -> Result<(), EngineError> {
-        let check = |what, value: u32, least: u32, greatest: u32| match (least..=greatest).contains(&value) {
-            true => Ok(()),
-            false => Err(EngineError::Setting {
-                what,
-                value: value.into(),
-                least: least.into(),
-                greatest: greatest.into(),
-            }),
-        };
-        check("bytes of a merged operation", self.bytes_max, 0, LENGTH_MAX)?;
-        check("requests in a merged operation", self.segments_max, 1, SEGMENTS_MAX as u32)
+        let check = EngineError::check_setting;
+        check("bytes of a merged operation", self.bytes_max.into(), 0..=LENGTH_MAX.into())?;
+        check("requests in a merged operation", self.segments_max.into(), 1..=SEGMENTS_MAX as u64)
     }
 
     /// The same, with one way to say that nothing is joined.
@@ -82,7 +74,7 @@ impl Merge {
     }
 
     /// A request of so many bytes, FUA or not, that begins at [`Self::end`], may be joined.
-    pub fn takes(&self, bytes: u64, fua: bool) -> bool {
+    fn takes(&self, bytes: u64, fua: bool) -> bool {
         self.has_room()
             && fua == self.op.fua
             && u64::from(self.op.length).saturating_add(bytes) <= u64::from(self.limits.bytes_max)
@@ -113,6 +105,11 @@ impl Merge {
 /// The memory of one request.
 pub fn segment(op: &Op) -> Segment {
     Segment { region: op.region, offset: op.region_offset, length: op.length }
+}
+
+/// The operation with this memory, and as much data: what [`segment`] is the other way round.
+pub fn with_memory(op: &Op, memory: Segment) -> Op {
+    Op { region: memory.region, region_offset: memory.offset, length: memory.length, ..*op }
 }
 
 /// What the result of a joined operation says about its parts.

@@ -21,7 +21,7 @@ pub mod limits;
 pub mod rounds;
 mod snapshot;
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::collections::HashMap;
 
 use self::{
     bucket::RATE_MAX,
@@ -96,10 +96,7 @@ impl Setting {
     /// # Errors
     /// A value is out of its range.
     pub fn check(&self) -> Result<(), EngineError> {
-        let check = |what, value: u64, range: RangeInclusive<u64>| match range.contains(&value) {
-            true => Ok(()),
-            false => Err(EngineError::Setting { what, value, least: *range.start(), greatest: *range.end() }),
-        };
+        let check = EngineError::check_setting;
         match self {
             Self::Weight { weight, .. } => check("weight", (*weight).into(), 1..=fair::WEIGHT_MAX.into()),
             Self::Limit { limit, .. } => limit.rates().into_iter().flatten().try_for_each(|rate| {

@@ -188,7 +188,8 @@ impl<R> Plug<R> {
         if self.open == 0 {
             return None;
         }
-        let place = &mut self.places[(self.next + PLACES - self.open) % PLACES];
+        let at = self.oldest();
+        let place = &mut self.places[at];
         let (picks, segments) = (std::mem::take(&mut place.picks), std::mem::take(&mut place.segments));
         let Place { merge, first, in_a_row, .. } = *place;
         Some(Place { merge, slot: place.slot.take(), first, picks, segments, in_a_row })
@@ -196,14 +197,15 @@ impl<R> Plug<R> {
 
     /// It was not submitted.
     pub fn keep_oldest(&mut self, place: Place<R>) {
-        self.places[(self.next + PLACES - self.open) % PLACES] = place;
+        let at = self.oldest();
+        self.places[at] = place;
     }
 
     /// It was submitted.
     pub fn close_oldest(&mut self, place: Place<R>) {
         self.remember(place.merge.end());
         self.keep_oldest(place);
-        self.close((self.next + PLACES - self.open) % PLACES);
+        self.close(self.oldest());
     }
 
     /// Closes the operation that was opened last, and hands its requests to `each`, the last one first; returns its slot.
@@ -217,6 +219,11 @@ impl<R> Plug<R> {
         let slot = place.slot.take();
         self.close(self.next);
         slot
+    }
+
+    /// Where the operation is that was opened first.
+    fn oldest(&self) -> usize {
+        (self.next + PLACES - self.open) % PLACES
     }
 
     fn close(&mut self, at: usize) {

@@ -5,8 +5,11 @@
 
 use ferrio_driver::{Op, Reserved, SubmitHalf};
 
-use super::{Submitter, steps::Step};
-use crate::{merge::plug::Place, queue::Pick};
+use super::Submitter;
+use crate::{
+    merge::{plug::Place, with_memory},
+    queue::Pick,
+};
 
 impl<S: SubmitHalf> Submitter<S> {
     /// The request joins an open operation, if it can; returns whether. What comes a second time does so because it was
@@ -102,7 +105,7 @@ impl<S: SubmitHalf> Submitter<S> {
         let taken = if place.is_in_a_row() {
             self.submit_plain(slot, first, op)
         } else {
-            self.submit_segments(slot, first, place)
+            self.submit_segments(slot, first, op, place.segments())
         };
         let Err(slot) = taken else {
             self.count_joined(place);
@@ -112,28 +115,13 @@ impl<S: SubmitHalf> Submitter<S> {
             self.shared.requests[pick.record as usize].take_back();
         }
         // The driver may have as many vectored operations as it can: the first goes by itself, so that it holds up nobody.
-        let memory = place.segments()[0];
-        let alone = Op { region: memory.region, region_offset: memory.offset, length: memory.length, ..*op };
-        self.submit(slot, first, Step::Op, &alone)?;
+        self.submit_plain(slot, first, &with_memory(op, place.segments()[0]))?;
         self.count_issue(first);
         for pick in picks[1..].iter().rev() {
             self.scheduler.taken_back(*pick);
             *submitted -= 1;
         }
         Ok(())
-    }
-
-    fn submit_segments(
-        &mut self,
-        slot: Reserved,
-        first: u32,
-        place: &Place<Reserved>,
-    ) -> Result<(), Reserved> {
-        let Err(slot) = self.driver.submit_vectored(slot, first, place.op(), place.segments()) else {
-            return Ok(());
-        };
-        self.commit();
-        self.driver.submit_vectored(slot, first, place.op(), place.segments()).map(|_| ())
     }
 
     fn count_joined(&mut self, place: &Place<Reserved>) {

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use ferrio_driver::{Op, OpKind, Reserved, SubmitHalf, Tag};
+use ferrio_driver::{Op, OpKind, Reserved, Segment, SubmitHalf, Tag};
 use ferrio_shm::{
     abi::{Opcode, errno, sqe_flags},
     entry::Sqe,
@@ -21,6 +21,7 @@ use super::Submitter;
 use crate::{
     completion::{Verdict, judge},
     locks::Admission,
+    merge::with_memory,
     request::Stage,
     session::{GrantedVolume, Standing, has_volume},
     vectored,
@@ -234,19 +235,28 @@ impl<S: SubmitHalf> Submitter<S> {
 
     #[inline(never)]
     fn submit_vectored(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
-        let first = self.segments[0];
-        let alone = Op { region: first.region, region_offset: first.offset, length: first.length, ..*op };
+        let first = with_memory(op, self.segments[0]);
         if self.segments.len() == 1 {
-            return self.submit_plain(slot, record, &alone);
+            return self.submit_plain(slot, record, &first);
         }
-        let Err(slot) = self.driver.submit_vectored(slot, record, op, &self.segments) else { return Ok(()) };
+        let segments = std::mem::take(&mut self.segments);
+        let taken = self.submit_segments(slot, record, op, &segments);
+        self.segments = segments;
+        // The driver has as many vectored requests as it can: this one goes on segment by segment, like one that is short, so
+        // that it holds up nobody.
+        taken.or_else(|slot| self.driver.submit(slot, record, &first).map(|_| ()))
+    }
+
+    pub(super) fn submit_segments(
+        &mut self,
+        slot: Reserved,
+        record: u32,
+        op: &Op,
+        segments: &[Segment],
+    ) -> Result<(), Reserved> {
+        let Err(slot) = self.driver.submit_vectored(slot, record, op, segments) else { return Ok(()) };
         self.commit();
-        match self.driver.submit_vectored(slot, record, op, &self.segments) {
-            Ok(_) => Ok(()),
-            // The driver has as many vectored requests as it can: this one goes on segment by segment, like one that is
-            // short, so that it holds up nobody.
-            Err(slot) => self.driver.submit(slot, record, &alone).map(|_| ()),
-        }
+        self.driver.submit_vectored(slot, record, op, segments).map(|_| ())
     }
 
     /// A step of a stepwise request has its result.
