@@ -3,7 +3,7 @@
 //! | # | stage | where | thread | on failure, who answers |
 //! |---|---|---|---|---|
 //! | 1 | client SQ ring | `ferrio_client::Queue::submit` -> [`ferrio_shm::ring::SqProducer`] | client | full: the request is handed back |
-//! | 2 | take and validate | [`session`]: copy the SQE once, check, reserve CQ entry and record, write the [`journal`] | Submitter | bad SQE: CQE with errno; bad ring: the session is faulted, nobody else |
+//! | 2 | take and validate | `submitter::take`: copy the SQE once, reserve CQ entry and record, write the [`journal`]; [`session`]: check | Submitter | bad SQE: CQE with errno; bad ring: the session is faulted, nobody else |
 //! | 2a | wait | [`order`], [`timeout`], [`cancel`]: chains, barriers, deadlines; only for sessions that were granted them | Submitter | ECANCELED, ETIMEDOUT |
 //! | 3 | class queues | [`queue`]: prio / read / write, per session queue and volume; intrusive lists over record indices | Submitter | cannot be full: reserved at 2 |
 //! | 4 | schedule | [`scheduler`]: pure; classes and budgets, weights of sessions, limits, a latency target for prio | Submitter | - |

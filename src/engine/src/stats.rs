@@ -194,11 +194,10 @@ impl Shared {
 }
 
 impl Shared {
-    /// A request of a queue was accepted. Submitter.
-    #[inline(always)] // on the way of every request
-    pub(crate) fn count_accepted(&self, queue: &QueueShared, class: Class) {
+    /// Requests of a queue were accepted. Submitter.
+    pub(crate) fn count_accepted(&self, queue: &QueueShared, class: Class, requests: u64) {
         for classes in [&self.classes, &queue.classes] {
-            classes[class.index()].submitter.accepted.add(1);
+            classes[class.index()].submitter.accepted.add(requests);
         }
     }
 

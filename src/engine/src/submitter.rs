@@ -3,11 +3,7 @@
 use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use ferrio_driver::{DriverInfo, Reserved, Segment, SubmitHalf, Tag};
-use ferrio_shm::{
-    abi::{Opcode, errno, features, limits},
-    entry::Sqe,
-    ring::RingFault,
-};
+use ferrio_shm::{abi::limits, entry::Sqe};
 
 mod chains;
 mod commands;
@@ -16,10 +12,14 @@ mod merging;
 mod resume;
 mod schedule;
 mod steps;
+mod take;
 mod volumes;
 mod waiting;
 
-use self::{chains::Saving, waiting::TRACKED};
+use self::{
+    chains::Saving,
+    take::{Effect, TAKE_BATCH},
+};
 use crate::{
     bell::{Bell, WaitsFor},
     cancel::Index,
@@ -28,15 +28,12 @@ use crate::{
     dormant::Dormant,
     fences::Fences,
     inject::Inbox,
-    journal::{Journal, Origin},
-    kill_point,
+    journal::Journal,
     locks::Locks,
     merge::{MergeLimits, plug::Plug},
     order::Order,
-    queue::{Arrival, Class},
-    request::{Accepted, Stage},
+    request::Stage,
     scheduler::{Budgets, Scheduler},
-    session::{Checked, has_volume, writes},
     shares::Shares,
     stats::Shared,
     table::{Ended, Sessions},
@@ -44,16 +41,12 @@ use crate::{
     volumes::Volumes,
 };
 
-/// SQEs taken from one queue before the next queue has its turn.
-const TAKE_BATCH: u32 = 64;
 /// How often a busy Submitter looks for sessions that were asleep.
 const DOORBELL_INTERVAL: Nanos = 25 * MICROSECOND;
 /// How long a queue is polled in vain before it has to ring again.
 const QUEUE_IDLE: Nanos = 100 * MICROSECOND;
 /// Longest sleep: bounds what a lost wake-up could cost, and costs an idle daemon one wake-up in this time.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-/// Where a refused SQE is counted.
-const REFUSED: Checked = Checked { class: Class::Read, length: 0, block: 1 };
 
 /// The Submitter thread's state.
 pub struct Submitter<S> {
@@ -97,19 +90,10 @@ pub struct Submitter<S> {
     chain: Vec<Sqe>,
     /// A queue whose chain waits for records, which the others leave to it.
     saving: Option<Saving>,
-    /// What follows from the acceptance of the SQE or chain that is being taken.
+    /// What follows from the acceptance of the SQEs that are being taken.
     effects: Vec<Effect>,
     /// Sessions of the daemon before.
     dormant: Dormant,
-}
-
-/// What others see of a request as soon as it is accepted, and not before the journal says so.
-#[derive(Clone, Copy, Debug)]
-enum Effect {
-    /// Its answer: an errno (positive).
-    Refuse(u32, i32),
-    /// What it cancels.
-    Cancel(u32),
 }
 
 /// What a Submitter is put together from.
@@ -166,7 +150,7 @@ impl<S: SubmitHalf> Submitter<S> {
             index: Index::new(requests_max, [seed()?, seed()?]),
             chain: Vec::with_capacity(limits::CHAIN_MAX as usize),
             saving: None,
-            effects: Vec::with_capacity(limits::CHAIN_MAX as usize),
+            effects: Vec::with_capacity(TAKE_BATCH.max(limits::CHAIN_MAX) as usize),
             dormant,
         })
     }
@@ -216,155 +200,6 @@ impl<S: SubmitHalf> Submitter<S> {
             poller.ring(false);
         }
         work
-    }
-
-    // ---- stage 2: take and validate
-
-    fn take_submissions(&mut self, now: Nanos) -> u32 {
-        let queues = self.sessions.polled();
-        if self.draining || queues == 0 {
-            return 0;
-        }
-        if self.saving.is_some() {
-            self.check_saving();
-        }
-        self.first = (self.first + 1) % queues;
-        let mut taken = 0;
-        for n in 0..queues {
-            let slot = self.sessions.polled_at((self.first + n) % queues);
-            match self.take_from(slot, now) {
-                Ok(n) => taken += n,
-                Err(fault) => self.sessions.mark_fault(slot, fault),
-            }
-        }
-        self.fault_marked();
-        taken
-    }
-
-    fn take_from(&mut self, slot: u32, now: Nanos) -> Result<u32, RingFault> {
-        let (held, chain_waits) = self.sessions.held(slot);
-        let records = if self.saving.is_none() && !chain_waits {
-            fair_share(self.free.len(), held)
-        } else {
-            self.records_beside_chains(slot)
-        };
-        let (queue, rights) = self.sessions.queue_and_rights(slot);
-        let ordered = rights.has(features::ORDER);
-        let available = queue.sq.available()?;
-        queue.waits_for_records = available > 0 && records == 0;
-        let wanted = available.min(records).min(TAKE_BATCH);
-        if wanted == 0 {
-            return Ok(0);
-        }
-        queue.busy_at = now;
-        let mut taken = 0;
-        let mut outcome = Ok(());
-        while taken < wanted {
-            let step =
-                if ordered { self.admit_in_order(slot, now, records - taken) } else { self.admit(slot, now) };
-            match step {
-                Ok(0) => {
-                    self.wait_for_records(slot, taken);
-                    break;
-                }
-                Ok(sqes) => taken += sqes,
-                Err(fault) => {
-                    outcome = Err(fault);
-                    break;
-                }
-            }
-        }
-        self.sessions.accepted(slot, taken);
-        // The SQEs have their records: only now may the client reuse their slots.
-        let (queue, _) = self.sessions.queue_and_rights(slot);
-        self.journal.set_sq_head(slot, queue.sq.head());
-        kill_point!("after-accept-line");
-        queue.sq.publish();
-        outcome.map(|()| taken)
-    }
-
-    /// Takes one SQE that is known to be there, into a record that is known to be free. Returns 1.
-    fn admit(&mut self, slot: u32, now: Nanos) -> Result<u32, RingFault> {
-        let (queue, _) = self.sessions.queue_and_rights(slot);
-        queue.credit.reserve()?;
-        let sq_index = queue.sq.head();
-        let Some(sqe) = queue.sq.take() else { unreachable!("take_from() counted SQEs") };
-        kill_point!("after-copy");
-        let _ = self.accept(slot, sq_index, &sqe, now, Ok(None));
-        self.carry_out_effects(slot);
-        Ok(1)
-    }
-
-    /// An SQE, or a whole chain, has its records: lets what follows from that happen.
-    #[inline]
-    fn carry_out_effects(&mut self, slot: u32) {
-        if !self.effects.is_empty() {
-            self.carry_out(slot);
-        }
-    }
-
-    #[inline(never)] // out of the way of requests that wait for nobody
-    fn carry_out(&mut self, slot: u32) {
-        // Accepted before anyone can see it: a daemon after this one must not take these SQEs from the ring again.
-        self.journal.set_sq_head(slot, self.sessions.queue(slot).sq.head());
-        kill_point!("after-accept-line");
-        for place in 0..self.effects.len() {
-            match self.effects[place] {
-                Effect::Refuse(record, errno) => self.answer(record, -errno),
-                Effect::Cancel(record) => {
-                    self.cancel(record);
-                    self.start_ready();
-                }
-            }
-        }
-        self.effects.clear();
-    }
-
-    /// Makes a request of an SQE that has its CQ entry. `chain` is the record of its predecessor in its chain, or the errno
-    /// (positive) that its chain has for it. Returns its record; `Err` if it was refused.
-    #[inline(always)] // for a session without order, `chain` is a constant
-    fn accept(
-        &mut self,
-        slot: u32,
-        sq_index: u32,
-        sqe: &Sqe,
-        now: Nanos,
-        chain: Result<Option<u32>, i32>,
-    ) -> Result<u32, i32> {
-        let Some(record) = self.free.pop() else { unreachable!("take_from() counted records") };
-        let (queue, rights) = self.sessions.queue_and_rights(slot);
-        self.sequence += 1;
-        let origin = Origin { session: queue.session_id, cell: slot, sq_index, sequence: self.sequence };
-        kill_point!("before-record");
-        self.journal.accept(record, sqe, &origin);
-        kill_point!("after-record");
-        let checked = match chain {
-            Ok(_) => rights.check(sqe),
-            Err(errno) => Err(errno),
-        };
-        let timeout_us = if checked.is_ok() { sqe.timeout_us } else { 0 };
-        let accepted = Accepted::new(slot, sqe, checked.unwrap_or(REFUSED), now, timeout_us);
-        let (request, class) = (&self.shared.requests[record as usize], accepted.class);
-        request.accept(&accepted);
-        self.shared.count_accepted(&queue.shared, class);
-        match checked {
-            Ok(_) if !rights.has(TRACKED) => self.scheduler.push_new(record, &arrival(slot, class, sqe)),
-            Ok(_) => self.track(record, sqe, chain.unwrap_or(None), now),
-            Err(errno) => {
-                if errno == errno::ECANCELED {
-                    self.count(record, |counters| &counters.broken);
-                } else {
-                    self.shared.refused.add(1);
-                }
-                // Before the acceptance line: a daemon after this one cannot see all that it was refused for.
-                self.journal.decide(record, -errno);
-                // Settled as one that others may be linked to: see Request::breaks_chain().
-                request.track(false);
-                self.effects.push(Effect::Refuse(record, errno));
-                return Err(errno);
-            }
-        }
-        Ok(record)
     }
 
     /// Answers a request that the driver does not have, and that waits nowhere.
@@ -578,39 +413,6 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 }
 
-/// How a request that passed its checks is scheduled.
-#[inline]
-fn arrival(queue: u32, class: Class, sqe: &Sqe) -> Arrival {
-    let (read, write) = (sqe.op == Opcode::Read as u8, sqe.op == Opcode::Write as u8);
-    if read || write {
-        let bytes = sqe.length as u32; // at most DATA_BYTES_MAX, as was checked
-        return Arrival { queue, volume: Some(sqe.volume), class, writes: write, bytes, limited: true };
-    }
-    arrival_of_others(queue, class, sqe)
-}
-
-#[inline(never)]
-fn arrival_of_others(queue: u32, class: Class, sqe: &Sqe) -> Arrival {
-    let Ok(op) = Opcode::try_from(sqe.op) else { unreachable!("checked opcode {}", sqe.op) };
-    let moves_data = matches!(op, Opcode::Readv | Opcode::Writev | Opcode::CompareAndWrite);
-    Arrival {
-        queue,
-        volume: has_volume(op).then_some(sqe.volume),
-        class,
-        writes: writes(op) || op == Opcode::Flush,
-        bytes: if moves_data { sqe.length as u32 } else { 0 },
-        limited: moves_data || writes(op),
-    }
-}
-
 fn seed() -> io::Result<u64> {
     getrandom::u64().map_err(io::Error::other)
-}
-
-/// Records that a session with `held` of them may take while `free` are free: as long as it holds fewer than are free.
-///
-/// So one session alone has half of all records, `n` of them that want all have `1 / (n + 1)` each, and the rest stays for
-/// who comes next. When none is left, those that come back go to the sessions that hold none.
-fn fair_share(free: usize, held: u32) -> u32 {
-    u32::try_from(free).unwrap_or(u32::MAX).saturating_sub(held).div_ceil(2)
 }

@@ -285,6 +285,29 @@ fn an_overbooked_cq_faults_its_session() {
     rig.turn_until("the fault", |_| client.fault.lock().unwrap().is_some());
 }
 
+#[test]
+fn what_has_its_cq_entry_is_answered_before_the_fault() {
+    let mut rig = Rig::<Null>::new(4, 32);
+    let volume = rig.add_volume(Target::null(VOLUME_BYTES, 512).into());
+    let mut client = rig.open(volume, 8);
+    client.submit(&(0..5).map(|n| read(n, 0)).collect::<Vec<_>>());
+    rig.turn_until("5 completions", |rig| rig.snapshot().queues[0].total.completed == 5);
+    // Nothing was released, so that three of these have a place for their answer: nops, as the slots are still zero.
+    let tail = usize::try_from(client.layout.queues[0].control_offset).unwrap();
+    client.memory.u32(tail).unwrap().store(5 + 6, Relaxed);
+    client.to_daemon.as_ref().unwrap().ring().unwrap();
+    rig.turn_until("the fault", |_| client.fault.lock().unwrap().is_some());
+    let fault = client.fault.lock().unwrap().clone().unwrap();
+    assert!(fault.contains("without a free CQ entry"), "{fault}");
+    rig.turn_until("8 completions", |rig| rig.snapshot().queues[0].total.completed == 8);
+    (0..10).for_each(|_| {
+        rig.turn();
+    });
+    let counters = rig.snapshot().queues[0].total;
+    assert_eq!((counters.completed, counters.queued, counters.in_flight), (8, 0, 0));
+    close(&mut rig, &client);
+}
+
 /// Turns the Submitter alone, until it has taken something.
 fn take<D: Driver>(rig: &mut Rig<D>) {
     while rig.snapshot().classes.iter().all(|class| class.counters.queued + class.counters.in_flight == 0) {

@@ -140,6 +140,15 @@ fn overbooking_is_a_fault() {
 }
 
 #[test]
+fn entries_are_reserved_as_far_as_they_go() {
+    let mut ends = ends(4, 4, 0);
+    assert_eq!(ends.credit.reserve_up_to(3), Ok(3));
+    assert_eq!(ends.credit.reserve_up_to(3), Ok(1), "one is left");
+    assert_eq!(ends.credit.reserve_up_to(3), Err(RingFault::CqOverbooked { entries: 4 }));
+    assert_eq!(ends.credit.accepted(), 4, "nothing was reserved for who got nothing");
+}
+
+#[test]
 fn releasing_what_was_not_posted_is_a_fault() {
     let mut ends = ends(2, 2, 0);
     ends.credit.reserve().unwrap();

@@ -12,8 +12,8 @@ use ferrio_shm::{
     ring::RingFault,
 };
 
-use super::{Submitter, fair_share};
-use crate::{clock::Nanos, kill_point};
+use super::{Submitter, take::fair_share};
+use crate::clock::Nanos;
 
 /// A chain that records are saved for.
 #[derive(Clone, Copy, Debug)]
@@ -48,25 +48,29 @@ impl<S: SubmitHalf> Submitter<S> {
         }
     }
 
-    /// Takes the next SQE of a queue whose session was granted order, or the chain that it begins. At most `records` are
-    /// taken. Returns how many SQEs were; 0: it is a chain, and there are not enough records for it.
-    pub(super) fn admit_in_order(&mut self, slot: u32, now: Nanos, records: u32) -> Result<u32, RingFault> {
+    /// Takes the next SQE of a queue whose session was granted order, of which `sqe` is the copy, or the chain that it begins.
+    /// At most `records` are taken. Returns how many SQEs were; 0: it is a chain, and there are not enough records for it.
+    pub(super) fn admit_in_order(
+        &mut self,
+        slot: u32,
+        sqe: &Sqe,
+        now: Nanos,
+        records: u32,
+    ) -> Result<u32, RingFault> {
         let (queue, _) = self.sessions.queue_and_rights(slot);
-        let Some(sqe) = queue.sq.peek(0) else { unreachable!("take_from() counted SQEs") };
         let linked = sqe.flags & sqe_flags::LINK != 0;
-        kill_point!("after-copy");
         if queue.refuses_chain {
             queue.refuses_chain = linked;
             if linked {
                 self.journal.refuse_chain(slot, queue.sq.head().wrapping_add(1));
             }
-            return self.admit_copy(slot, &sqe, now, Err(errno::EINVAL));
+            return self.admit_copy(slot, sqe, now, Err(errno::EINVAL));
         }
         if !linked {
-            return self.admit_copy(slot, &sqe, now, Ok(None));
+            return self.admit_copy(slot, sqe, now, Ok(None));
         }
         let mut chain = std::mem::take(&mut self.chain);
-        let taken = self.admit_chain(slot, now, records, sqe, &mut chain);
+        let taken = self.admit_chain(slot, now, records, *sqe, &mut chain);
         self.chain = chain;
         taken
     }
@@ -106,33 +110,6 @@ impl<S: SubmitHalf> Submitter<S> {
         }
         self.carry_out_effects(slot);
         Ok(length)
-    }
-
-    /// Takes the next SQE, of which `sqe` is the copy.
-    fn admit_copy(
-        &mut self,
-        slot: u32,
-        sqe: &Sqe,
-        now: Nanos,
-        chain: Result<Option<u32>, i32>,
-    ) -> Result<u32, RingFault> {
-        self.sessions.queue_and_rights(slot).0.credit.reserve()?;
-        let _ = self.accept_copy(slot, sqe, now, chain);
-        self.carry_out_effects(slot);
-        Ok(1)
-    }
-
-    fn accept_copy(
-        &mut self,
-        slot: u32,
-        sqe: &Sqe,
-        now: Nanos,
-        chain: Result<Option<u32>, i32>,
-    ) -> Result<u32, i32> {
-        let (queue, _) = self.sessions.queue_and_rights(slot);
-        let sq_index = queue.sq.head();
-        queue.sq.skip(1);
-        self.accept(slot, sq_index, sqe, now, chain)
     }
 
     /// A queue took `taken` SQEs in this turn and now has a chain for which there are not enough records.

@@ -8,7 +8,12 @@ use ferrio_shm::{
     entry::Cqe,
 };
 
-use super::{REFUSED, Submitter, arrival, commands::Scheduled, waiting::TRACKED};
+use super::{
+    Submitter,
+    commands::Scheduled,
+    take::{REFUSED, arrival},
+    waiting::TRACKED,
+};
 use crate::{
     clock::{self, Nanos},
     config::EngineError,
@@ -199,7 +204,7 @@ impl<S: SubmitHalf> Submitter<S> {
     fn enter(&mut self, record: u32, slot: u32, checked: Checked, now: Nanos) {
         let accepted = Accepted::new(slot, &self.journal.sqe(record), checked, now, 0);
         self.shared.requests[record as usize].accept(&accepted);
-        self.shared.count_accepted(&self.sessions.queue(slot).shared, accepted.class);
+        self.shared.count_accepted(&self.sessions.queue(slot).shared, accepted.class, 1);
         self.sessions.accepted(slot, 1);
     }
 }

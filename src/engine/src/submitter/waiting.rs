@@ -12,7 +12,10 @@ use ferrio_shm::{
     entry::Sqe,
 };
 
-use super::{Effect, SLEEP_MAX, Submitter, arrival};
+use super::{
+    SLEEP_MAX, Submitter,
+    take::{Effect, arrival},
+};
 use crate::{
     cancel::Found,
     clock::Nanos,

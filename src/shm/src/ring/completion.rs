@@ -138,11 +138,18 @@ impl<M: QueueMemory> CqCredit<M> {
     /// Reserves one entry. A client must have one free for every SQE it publishes, so that there being none is
     /// a fault.
     pub fn reserve(&mut self) -> Result<(), RingFault> {
-        if self.room()? == 0 {
+        self.reserve_up_to(1).map(|_| ())
+    }
+
+    /// Reserves as many entries as are known to be free, at most `entries` and at least one; returns how many. There being
+    /// none is a fault.
+    pub fn reserve_up_to(&mut self, entries: u32) -> Result<u32, RingFault> {
+        let reserved = self.room()?.min(entries);
+        if reserved == 0 {
             return Err(RingFault::CqOverbooked { entries: self.memory.cq_entries() });
         }
-        self.accepted = self.accepted.wrapping_add(1);
-        Ok(())
+        self.accepted = self.accepted.wrapping_add(reserved);
+        Ok(reserved)
     }
 
     /// Reserves `entries` together, or none of them.
