@@ -45,6 +45,7 @@ pub(crate) struct Post {
 }
 
 /// What the Submitter gets back. Reaper -> Submitter.
+#[derive(Clone, Copy)]
 pub(crate) enum Return {
     /// Answered; the record is free, and so is the slot, if it had one of its own.
     Finished { record: u32, tag: Option<Tag> },

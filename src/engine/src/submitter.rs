@@ -243,6 +243,8 @@ impl<S: SubmitHalf> Submitter<S> {
 
     fn take_returns(&mut self) -> u32 {
         let mut taken = 0;
+        // Those of a queue, one after the other, whose session does not know yet.
+        let (mut queue, mut records) = (0, 0);
         while let Ok(message) = self.link.returns.pop() {
             taken += 1;
             match message {
@@ -255,7 +257,11 @@ impl<S: SubmitHalf> Submitter<S> {
                         }
                         None => {}
                     }
-                    self.settle(record);
+                    let of = self.free_record(record);
+                    if of != queue && records > 0 {
+                        self.settled(queue, std::mem::take(&mut records));
+                    }
+                    (queue, records) = (of, records + 1);
                 }
                 Return::Again { record, tag } => {
                     match tag {
@@ -270,6 +276,9 @@ impl<S: SubmitHalf> Submitter<S> {
                     self.fault_marked();
                 }
             }
+        }
+        if records > 0 {
+            self.settled(queue, records);
         }
         if self.order.has_ready() {
             self.start_ready();
@@ -305,8 +314,15 @@ impl<S: SubmitHalf> Submitter<S> {
         request.set_stage(Stage::Free);
     }
 
-    /// A record is free.
+    /// A request is over.
     fn settle(&mut self, record: u32) {
+        let queue = self.free_record(record);
+        self.settled(queue, 1);
+    }
+
+    /// The record of a request that is over is free; [`Self::settled`] tells its session. Returns its queue.
+    #[inline]
+    fn free_record(&mut self, record: u32) -> u32 {
         let request = &self.shared.requests[record as usize];
         let queue = request.queue();
         if request.is_tracked() {
@@ -317,7 +333,12 @@ impl<S: SubmitHalf> Submitter<S> {
         if self.volumes.waits_for_requests() {
             self.volumes.settle(&mut self.driver, record);
         }
-        if let Some(ended) = self.sessions.settle(queue) {
+        queue
+    }
+
+    /// Records of a queue are free.
+    fn settled(&mut self, queue: u32, records: u32) {
+        if let Some(ended) = self.sessions.settle(queue, records) {
             self.end(ended);
         }
         self.report_drained();

@@ -471,11 +471,11 @@ impl Sessions {
         self.sessions[open(&self.queues, slot).session].closing.is_some()
     }
 
-    /// A record of this queue is free again. The session, if that was the last thing it waited for.
-    pub fn settle(&mut self, slot: u32) -> Option<Ended> {
-        self.outstanding -= 1;
+    /// Records of this queue are free again. The session, if that was the last thing it waited for.
+    pub fn settle(&mut self, slot: u32, records: u32) -> Option<Ended> {
+        self.outstanding -= u64::from(records);
         let key = open(&self.queues, slot).session;
-        self.sessions[key].outstanding -= 1;
+        self.sessions[key].outstanding -= records;
         self.ended(key)
     }
 
