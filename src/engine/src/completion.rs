@@ -127,20 +127,20 @@ pub struct Reaper<R> {
     completions: Vec<Completion>,
     touched: Vec<u32>,
     finished: Vec<(u32, Option<Tag>)>,
-    submitter: Arc<Bell>,
+    submitter: Option<Arc<Bell>>,
     stale_seen: u64,
     /// Of this turn.
     now: Nanos,
 }
 
 impl<R: ReapHalf> Reaper<R> {
-    /// `submitter` is rung when the Submitter sleeps and is to see what came back.
+    /// `submitter` is rung when the Submitter sleeps and is to see what came back; none if it is the Submitter that reaps.
     pub fn new(
         reap: R,
         link: ReaperLink,
         shared: Arc<Shared>,
         journal: Journal,
-        submitter: Arc<Bell>,
+        submitter: Option<Arc<Bell>>,
     ) -> Self {
         let queues_max = journal.cells() as usize;
         // Each record is answered once in a turn, and a completion may be that of many.
@@ -173,7 +173,7 @@ impl<R: ReapHalf> Reaper<R> {
     /// One batch. Returns how much was done; 0 means nothing was there.
     pub fn turn(&mut self, now: Nanos) -> u32 {
         self.now = now;
-        let commands = self.take_commands();
+        let commands = if self.link.command_waits.load(Acquire) { self.take_commands() } else { 0 };
         let mut again = false;
         self.completions.clear();
         self.reap.reap(&mut self.completions);
@@ -190,16 +190,16 @@ impl<R: ReapHalf> Reaper<R> {
         if done > 0 {
             let faulted = self.publish();
             self.give_back();
-            self.submitter.ring(again || faulted);
+            if let Some(submitter) = &self.submitter {
+                submitter.ring(again || faulted);
+            }
         }
         self.count_stale();
         commands + u32::try_from(done).unwrap_or(u32::MAX)
     }
 
+    #[cold]
     fn take_commands(&mut self) -> u32 {
-        if !self.link.command_waits.load(Acquire) {
-            return 0;
-        }
         self.link.command_waits.swap(false, Acquire); // pairs with the store in SubmitterLink::command()
         let mut taken = 0;
         while let Ok(command) = self.link.commands.try_recv() {

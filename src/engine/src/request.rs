@@ -59,8 +59,9 @@ const _: () = assert!(cqe_flags::REPLAYED == 1 && cqe_flags::MERGED == 2);
 /// After the last part of an operation.
 const NO_PART: u32 = u32::MAX;
 
-/// One entry.
+/// One entry: a cache line.
 #[derive(Default)]
+#[repr(align(64))]
 pub struct Request {
     accepted_at: AtomicU64,
     user_data: AtomicU64,

@@ -179,7 +179,7 @@ impl<S: SubmitHalf> Submitter<S> {
     pub fn turn(&mut self, now: Nanos) -> u32 {
         self.shared.submitter_turns.add(1);
         self.now = now;
-        let mut work = self.take_commands();
+        let mut work = if self.inbox.is_empty() { 0 } else { self.take_commands() };
         work += self.take_returns();
         if now.saturating_sub(self.doorbells_seen) >= DOORBELL_INTERVAL {
             self.doorbells_seen = now;
@@ -346,7 +346,16 @@ impl<S: SubmitHalf> Submitter<S> {
 
     // ---- sessions
 
+    /// Reports the rings that were found broken.
+    #[inline]
     fn fault_marked(&mut self) {
+        if self.sessions.has_marked() {
+            self.report_marked();
+        }
+    }
+
+    #[cold]
+    fn report_marked(&mut self) {
         while let Some(fault) = self.sessions.fault_next() {
             self.shared.sessions_faulted.add(1);
             (fault.on_fault)(fault.text);

@@ -427,6 +427,12 @@ impl Sessions {
         self.marked.push((slot, fault));
     }
 
+    /// There are such rings.
+    #[inline]
+    pub fn has_marked(&self) -> bool {
+        !self.marked.is_empty()
+    }
+
     /// Stops taking from the next session with a broken ring. Its accepted requests are answered as usual.
     pub fn fault_next(&mut self) -> Option<Fault> {
         while let Some((slot, fault)) = self.marked.pop() {

@@ -65,7 +65,8 @@ impl<D: Driver> Threaded<D> {
         };
         let (submitter_link, reaper_link) = completion::link(config.requests_max, config.queues_max);
         let (injector, inbox) = inject::injector(Arc::clone(&bell));
-        let reaper = Reaper::new(reap, reaper_link, Arc::clone(&shared), journal.clone(), Arc::clone(&bell));
+        let woken = poller.as_ref().map(|_| Arc::clone(&bell));
+        let reaper = Reaper::new(reap, reaper_link, Arc::clone(&shared), journal.clone(), woken);
         let submitter = Submitter::new(Parts {
             name: config.name.clone(),
             driver: submit,

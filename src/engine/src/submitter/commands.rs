@@ -14,6 +14,7 @@ use crate::{
 };
 
 impl<S: SubmitHalf> Submitter<S> {
+    #[cold]
     pub(super) fn take_commands(&mut self) -> u32 {
         let mut taken = 0;
         while let Some(command) = self.inbox.take() {

@@ -46,10 +46,11 @@ impl<S: SubmitHalf> Submitter<S> {
         if self.saving.is_some() {
             self.check_saving();
         }
-        self.first = (self.first + 1) % queues;
+        // Each turn begins with the next one.
+        self.first = if self.first + 1 < queues { self.first + 1 } else { 0 };
         let mut taken = 0;
-        for n in 0..queues {
-            let slot = self.sessions.polled_at((self.first + n) % queues);
+        for position in (self.first..queues).chain(0..self.first) {
+            let slot = self.sessions.polled_at(position);
             match self.take_from(slot, now) {
                 Ok(n) => taken += n,
                 Err(fault) => self.sessions.mark_fault(slot, fault),
