@@ -233,6 +233,14 @@ impl Journal {
         Sqe::from_words(std::array::from_fn(|i| words[i].load(Relaxed)))
     }
 
+    /// As [`Self::sqe`], but only what a plain read or write has: the other fields are 0.
+    #[inline]
+    pub fn transfer(&self, index: u32) -> Sqe {
+        let words = self.record(index);
+        let word = |place: usize| words[place].load(Relaxed);
+        Sqe::from_words([word(0), 0, word(record::OFFSET), word(3), word(4), 0, 0, 0])
+    }
+
     /// Where in its volume the request of a record begins, bytes.
     #[inline]
     pub fn offset(&self, index: u32) -> u64 {

@@ -201,6 +201,13 @@ impl Shared {
         }
     }
 
+    /// Requests of a queue were issued for the first time. Submitter.
+    pub(crate) fn count_issued(&self, queue: &QueueShared, class: Class, requests: u64) {
+        for classes in [&self.classes, &queue.classes] {
+            classes[class.index()].submitter.issued.add(requests);
+        }
+    }
+
     /// Requests issued and not answered.
     pub fn in_flight(&self) -> u64 {
         self.classes.iter().map(|counters| CountersSnapshot::of(counters).in_flight).sum()

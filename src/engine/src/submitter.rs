@@ -219,23 +219,17 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     /// A request goes to the driver, or has its answer without it: it cannot be taken back any more. It counts as issued once.
-    #[inline(always)]
     fn count_issue(&mut self, record: u32) {
         if self.shared.requests[record as usize].issue() {
             self.count_first_issue(record);
         }
     }
 
-    #[inline(always)]
     fn count_first_issue(&mut self, record: u32) {
         let request = &self.shared.requests[record as usize];
-        let class = request.class().index();
-        for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
-            classes[class].submitter.issued.add(1);
-        }
+        self.shared.count_issued(&self.sessions.queue(request.queue()).shared, request.class(), 1);
         if request.is_tracked() {
-            self.index.issue(record);
-            self.timers.remove(record);
+            self.issue_tracked(record);
         }
     }
 

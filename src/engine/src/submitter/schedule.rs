@@ -1,15 +1,23 @@
 //! Stages 4 to 6: which request is next, and into the driver with it.
 
 use ferrio_driver::{Op, Reserved, SubmitHalf};
+use ferrio_shm::abi::errno;
 
 use super::{Submitter, steps::Step};
 use crate::{
     clock::Nanos,
     config::EngineError,
     kill_point,
-    queue::Pick,
+    queue::{Class, Pick},
     scheduler::{Scope, Setting},
 };
+
+/// Requests of one queue and class, one after the other, that were issued and are not counted yet.
+struct Issued {
+    queue: u32,
+    class: Class,
+    requests: u64,
+}
 
 impl<S: SubmitHalf> Submitter<S> {
     pub(super) fn schedule(&mut self, now: Nanos) -> u32 {
@@ -29,6 +37,7 @@ impl<S: SubmitHalf> Submitter<S> {
 
     fn submit_next(&mut self, now: Nanos) -> u32 {
         let (mut submitted, mut op) = (0, Op::NOP);
+        let mut issued = Issued { queue: 0, class: Class::Prio, requests: 0 };
         let mut unused: Option<Reserved> = None;
         while !self.scheduler.is_empty() {
             let slot = unused.take().or_else(|| self.driver.reserve());
@@ -42,8 +51,11 @@ impl<S: SubmitHalf> Submitter<S> {
             };
             let last = self.scheduler.is_empty();
             let record = pick.record;
-            let queue = self.shared.requests[record as usize].queue();
-            let step = match self.in_time(record, now).and_then(|()| self.next_step(queue, record, &mut op)) {
+            let request = &self.shared.requests[record as usize];
+            let queue = request.queue();
+            let late = request.is_tracked() && self.is_late(record, now);
+            let step = if late { Err(errno::ETIMEDOUT) } else { self.next_step(queue, record, &mut op) };
+            let step = match step {
                 Ok(Step::Held) => {
                     unused = slot;
                     self.scheduler.held(pick);
@@ -83,7 +95,7 @@ impl<S: SubmitHalf> Submitter<S> {
                 self.was_refused(slot, pick);
                 break;
             } else {
-                self.count_issue(record);
+                self.issue(pick, queue, &mut issued);
             }
             self.scheduler.issued(pick, now);
             submitted += 1;
@@ -92,7 +104,32 @@ impl<S: SubmitHalf> Submitter<S> {
             self.driver.cancel_reserved(slot);
         }
         while !self.plug.is_empty() && self.unplug(&mut submitted) {}
+        self.count_run(&mut issued);
         submitted
+    }
+
+    /// As [`Self::count_issue`], counted together with those before it.
+    #[inline]
+    fn issue(&mut self, pick: Pick, queue: u32, issued: &mut Issued) {
+        let request = &self.shared.requests[pick.record as usize];
+        if !request.issue() {
+            return;
+        }
+        if request.is_tracked() {
+            self.issue_tracked(pick.record);
+        }
+        if (issued.queue, issued.class) != (queue, pick.class) {
+            self.count_run(issued);
+            (issued.queue, issued.class) = (queue, pick.class);
+        }
+        issued.requests += 1;
+    }
+
+    fn count_run(&self, issued: &mut Issued) {
+        if issued.requests > 0 {
+            let queue = self.sessions.queue(issued.queue);
+            self.shared.count_issued(&queue.shared, issued.class, std::mem::take(&mut issued.requests));
+        }
     }
 
     /// The driver has no room for a request, whose slot this is.

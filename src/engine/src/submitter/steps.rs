@@ -50,25 +50,24 @@ impl<S: SubmitHalf> Submitter<S> {
     /// gone, or the volume have shrunk, since it was accepted.
     #[inline]
     pub(super) fn next_step(&mut self, queue: u32, record: u32, op: &mut Op) -> Result<Step, i32> {
-        let sqe = self.journal.sqe(record);
+        let sqe = self.journal.transfer(record);
         let (read, write) = (sqe.op == Opcode::Read as u8, sqe.op == Opcode::Write as u8);
         if !(read || write) {
             *op = Op::NOP;
-            return self.next_step_of_others(queue, record, &sqe, op);
+            return self.next_step_of_others(queue, record, op);
         }
-        let rights = self.sessions.rights(queue);
-        let merges = rights.merges;
+        let Self { sessions, shared, locks, .. } = self;
+        let rights = sessions.rights(queue);
         let Some(volume) = rights.serving(sqe.volume) else {
-            return self.wait_for_volume(queue, record, &sqe);
+            return self.wait_for_volume(queue, record, sqe.volume);
         };
         let region = rights.region(sqe.region)?;
-        let request = &self.shared.requests[record as usize];
-        let (length, done) = (request.length(), request.done());
+        let (length, done) = (sqe.length, shared.requests[record as usize].done());
         let range = sqe.offset..sqe.offset + length;
         if range.end > volume.size {
             return Err(errno::ERANGE);
         }
-        if write && self.locks.write(volume.id, record, range) == Admission::Held {
+        if write && locks.write(volume.id, record, range) == Admission::Held {
             return Ok(Step::Held);
         }
         *op = Op {
@@ -81,18 +80,19 @@ impl<S: SubmitHalf> Submitter<S> {
             offset: sqe.offset + done,
             fua: sqe.flags & sqe_flags::FUA != 0,
         };
-        Ok(if merges { Step::Transfer } else { Step::Op })
+        Ok(if rights.merges { Step::Transfer } else { Step::Op })
     }
 
     /// The next step of what is not a plain read or write.
     #[inline(never)]
-    fn next_step_of_others(&mut self, queue: u32, record: u32, sqe: &Sqe, op: &mut Op) -> Result<Step, i32> {
+    fn next_step_of_others(&mut self, queue: u32, record: u32, op: &mut Op) -> Result<Step, i32> {
+        let sqe = &self.journal.sqe(record);
         let Ok(opcode) = Opcode::try_from(sqe.op) else { unreachable!("checked opcode {}", sqe.op) };
         if !has_volume(opcode) {
             return Ok(Step::Op);
         }
         let Some(volume) = self.sessions.rights(queue).serving(sqe.volume).copied() else {
-            return self.wait_for_volume(queue, record, sqe);
+            return self.wait_for_volume(queue, record, sqe.volume);
         };
         op.file = volume.file;
         if opcode == Opcode::Flush {
@@ -113,8 +113,8 @@ impl<S: SubmitHalf> Submitter<S> {
 
     /// The volume takes no steps: it is gone, or fenced.
     #[cold]
-    fn wait_for_volume(&mut self, queue: u32, record: u32, sqe: &Sqe) -> Result<Step, i32> {
-        let volume = self.sessions.rights(queue).volume(sqe.volume)?;
+    fn wait_for_volume(&mut self, queue: u32, record: u32, volume: u16) -> Result<Step, i32> {
+        let volume = self.sessions.rights(queue).volume(volume)?;
         debug_assert_eq!(volume.standing, Standing::Fenced);
         self.fences.hold(volume.id, record);
         self.report_drained();

@@ -148,21 +148,23 @@ impl<S: SubmitHalf> Submitter<S> {
         expired
     }
 
-    /// The timers are late by up to a tick: the last look is at issue.
-    #[inline]
-    pub(super) fn in_time(&self, record: u32, now: Nanos) -> Result<(), i32> {
+    /// A tracked request is next, and comes too late: it is to be answered ETIMEDOUT. The timers are late by up to a tick; this
+    /// is the last look.
+    #[inline(never)] // out of the way of requests that are not tracked
+    pub(super) fn is_late(&self, record: u32, now: Nanos) -> bool {
         let request = &self.shared.requests[record as usize];
-        if request.is_tracked() { self.in_time_tracked(record, now) } else { Ok(()) }
+        let late = !request.was_issued() && request.overdue(now);
+        if late {
+            self.count(record, |counters| &counters.timed_out);
+        }
+        late
     }
 
-    #[inline(never)] // out of the way of requests that are not tracked
-    fn in_time_tracked(&self, record: u32, now: Nanos) -> Result<(), i32> {
-        let request = &self.shared.requests[record as usize];
-        if request.was_issued() || !request.overdue(now) {
-            return Ok(());
-        }
-        self.count(record, |counters| &counters.timed_out);
-        Err(errno::ETIMEDOUT)
+    /// A tracked request was issued: it can neither be taken back nor be late any more.
+    #[inline(never)] // as above
+    pub(super) fn issue_tracked(&mut self, record: u32) {
+        self.index.issue(record);
+        self.timers.remove(record);
     }
 
     /// Takes out any request of a queue that was not issued, or whose rest was not.
