@@ -398,6 +398,13 @@ impl Scheduler {
 
     #[inline]
     fn end_run(&mut self) {
+        if self.queues.has_run() {
+            self.charge_run();
+        }
+    }
+
+    #[inline(never)] // once for many requests, if not for one that is alone
+    fn charge_run(&mut self) {
         if let Some((class, cost)) = self.queues.end_run() {
             self.rounds.charge(class, cost);
         }

@@ -60,6 +60,12 @@ impl ClassQueues {
         Some(Pick { record, class, cost })
     }
 
+    /// It is somebody's turn.
+    #[inline]
+    pub fn has_run(&self) -> bool {
+        self.run.flow != NIL
+    }
+
     /// The run is over: its session is charged. Returns the class and the cost.
     pub fn end_run(&mut self) -> Option<(Class, u32)> {
         let Run { flow: id, charged, .. } = std::mem::replace(&mut self.run, NO_RUN);

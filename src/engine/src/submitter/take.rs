@@ -49,8 +49,10 @@ impl<S: SubmitHalf> Submitter<S> {
         // Each turn begins with the next one.
         self.first = if self.first + 1 < queues { self.first + 1 } else { 0 };
         let mut taken = 0;
-        for position in (self.first..queues).chain(0..self.first) {
+        let mut position = self.first;
+        for _ in 0..queues {
             let slot = self.sessions.polled_at(position);
+            position = if position + 1 < queues { position + 1 } else { 0 };
             match self.take_from(slot, now) {
                 Ok(n) => taken += n,
                 Err(fault) => self.sessions.mark_fault(slot, fault),

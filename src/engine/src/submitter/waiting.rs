@@ -61,6 +61,7 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     /// A tracked request is over: others may have waited for it.
+    #[inline(never)] // out of the way of requests that are not tracked
     pub(super) fn untrack(&mut self, record: u32) {
         self.index.remove(record);
         self.timers.remove(record);
