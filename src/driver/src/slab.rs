@@ -13,11 +13,14 @@ const NO_SLOT: u32 = u32::MAX;
 /// request finds nothing.
 #[derive(Debug)]
 pub struct StableSlab<T> {
-    pages: Vec<Box<[Entry<T>]>>,
+    pages: Vec<Page<T>>,
     capacity: u32,
     occupied: u32,
     free: u32,
 }
+
+/// Of the last page, slots beyond the capacity are never free.
+type Page<T> = Box<[Entry<T>; PAGE_SLOTS as usize]>;
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -53,11 +56,12 @@ impl<T> StableSlab<T> {
     }
 
     /// A page of free slots, in front of those that are free already.
-    fn page(&mut self, page: u32) -> Box<[Entry<T>]> {
+    fn page(&mut self, page: u32) -> Page<T> {
         let (first, end) = (page * PAGE_SLOTS, self.capacity.min((page + 1) * PAGE_SLOTS));
         let behind = std::mem::replace(&mut self.free, first);
         let next_free = |index| if index + 1 < end { index + 1 } else { behind };
-        (first..end).map(|index| Entry { generation: 0, next_free: next_free(index), value: None }).collect()
+        let entry = |place| Entry { generation: 0, next_free: next_free(first + place as u32), value: None };
+        Box::new(std::array::from_fn(entry))
     }
 
     /// `false`: it has all its slots.
