@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use ferrio_api::v1::{
     self, scheduling_client::SchedulingClient, sessions_client::SessionsClient, volumes_client::VolumesClient,
 };
+use ferrio_client::connect_control;
 use tonic::{Response, Status, transport::Channel};
+
+use crate::process::PATIENCE;
 
 /// The control socket of a daemon, one connection per call.
 #[derive(Clone, Debug)]
@@ -26,9 +29,7 @@ impl Operator {
         runtime.block_on(async move {
             let connector = tower::service_fn(move |_: tonic::transport::Uri| {
                 let control = control.clone();
-                async move {
-                    tokio::net::UnixStream::connect(control).await.map(hyper_util::rt::TokioIo::new)
-                }
+                async move { connect_control(&control, PATIENCE).await.map(hyper_util::rt::TokioIo::new) }
             });
             let endpoint = tonic::transport::Endpoint::from_static("http://ferriod");
             let channel = endpoint.connect_with_connector(connector).await;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ferrio_api::v1;
+use ferrio_client::connect_control;
 use ferrio_shm::{
     doorbell::{DoorbellRx, DoorbellTx},
     entry::{Cqe, Sqe},
@@ -17,6 +18,8 @@ use ferrio_shm::{
     peer,
     ring::{CqConsumer, SqProducer},
 };
+
+use crate::process::PATIENCE;
 
 /// Descriptors of the largest session.
 const FDS_MAX: usize = 200;
@@ -68,7 +71,7 @@ pub fn open_request(
     runtime.block_on(async move {
         let connector = tower::service_fn(move |_: tonic::transport::Uri| {
             let control = control.clone();
-            async move { tokio::net::UnixStream::connect(control).await.map(hyper_util::rt::TokioIo::new) }
+            async move { connect_control(&control, PATIENCE).await.map(hyper_util::rt::TokioIo::new) }
         });
         let endpoint = tonic::transport::Endpoint::from_static("http://ferriod");
         let channel = endpoint.connect_with_connector(connector).await.expect("the daemon serves");

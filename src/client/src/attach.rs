@@ -47,7 +47,7 @@ pub(crate) struct Descriptors {
 pub(crate) fn attach(builder: &SessionBuilder, answer: &v1::OpenSessionResponse) -> Result<Attached, Error> {
     let layout = checked_layout(builder, answer)?;
     let path = attach_path(builder, &answer.attach_socket);
-    let lease = peer::connect(&path).map_err(|cause| Error::connect(&path, cause))?;
+    let lease = peer::connect_within(&path, builder.timeout).map_err(|cause| Error::connect(&path, cause))?;
     let descriptors = exchange(&lease, &path, builder.timeout, answer)?;
     map(answer.session_id, layout, lease, descriptors, path)
 }

@@ -265,6 +265,11 @@ impl Error {
                 "uid {} may not open it: join the group that owns the socket (usually `ferrio`)",
                 rustix::process::geteuid().as_raw()
             ),
+            io::ErrorKind::TimedOut => {
+                "too many wait to be accepted there: ferriod is stopped, or its log says who floods \
+                                        the socket"
+                    .into()
+            }
             _ => "see the log of ferriod".into(),
         };
         Error::Connect { path: path.to_owned(), cause, fix }

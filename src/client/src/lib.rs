@@ -81,6 +81,7 @@ mod waiters;
 pub use async_queue::{AsyncQueue, Pending};
 pub use chain::ChainFailure;
 pub use completion::{Cancelled, Completion, Ticket};
+pub use control::connect_control;
 pub use errno::Errno;
 pub use error::{
     Error, IoFailure, ProtocolError, Reason, Refusal, Refused, RequestError, SessionEnd, SubmitError,

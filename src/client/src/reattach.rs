@@ -29,6 +29,8 @@ use crate::wait;
 const WAIT_MIN: Duration = Duration::from_millis(2);
 /// Longest wait between two tries: a daemon that is back is found so soon.
 const WAIT_MAX: Duration = Duration::from_millis(50);
+/// Longest wait for a place in the backlog of the attach socket. An owner that drops its session meanwhile waits as long.
+const IN_LINE: Duration = Duration::from_secs(1);
 
 /// What a session shows to be taken up again.
 pub(crate) struct Claim {
@@ -183,7 +185,8 @@ impl Watch {
         let later =
             |what: &str, error: &dyn std::fmt::Display| Ok(Attempt::Later(format!("{what}: {error}")));
         let Claim { session_id, secret, attach_socket, memory, .. } = &self.claim;
-        let socket = match peer::try_connect(attach_socket) {
+        let left = until.map_or(IN_LINE, |until| until.saturating_duration_since(Instant::now()));
+        let socket = match peer::connect_within(attach_socket, IN_LINE.min(left)) {
             Ok(socket) => socket,
             Err(error) => return later("cannot connect", &error),
         };

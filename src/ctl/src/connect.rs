@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::CtlError;
@@ -22,7 +21,7 @@ pub fn socket(asked: Option<PathBuf>) -> PathBuf {
 
 /// Connects to the daemon at `socket`.
 pub async fn connect(socket: &Path) -> Result<Channel, CtlError> {
-    let stream = match UnixStream::connect(socket).await {
+    let stream = match ferrio_client::connect_control(socket, ANSWER_TIMEOUT).await {
         Ok(stream) => stream,
         Err(source) => {
             let hint = hint(source.kind());
@@ -60,6 +59,9 @@ fn hint(kind: ErrorKind) -> &'static str {
         ErrorKind::PermissionDenied => {
             "your user may not use this socket: join its group, usually ferrio (`usermod -aG ferrio USER`, then log in \
              again)"
+        }
+        ErrorKind::TimedOut => {
+            "too many wait to be accepted there: the daemon is stopped, or its log says who floods the socket"
         }
         _ => "is this the control socket of a ferriod?",
     }

@@ -8,10 +8,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use ferrio_shm::peer::{PeerIdentity, accept, connect, listen, peer_pidfd, recv_message, send_message};
+use ferrio_shm::peer::{
+    PeerIdentity, accept, connect, connect_within, listen, peer_pidfd, recv_message, send_message,
+    set_backlog,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_getfd};
+use rustix::net::sockopt::{Timeout, socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -183,6 +188,38 @@ fn a_listening_socket_has_the_mode_asked_for() {
     // A child that another test is just starting has a copy of `client` until it executes.
     let gone = std::iter::repeat_with(|| send_message(&server, b"gone", &[])).find_map(Result::err).unwrap();
     assert!(matches!(gone.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{gone}");
+}
+
+/// Fills the backlog of a listener: the next connection waits for a place.
+fn fill(listener: &OwnedFd, path: &Path) -> Vec<OwnedFd> {
+    set_backlog(listener).unwrap();
+    let connect = || connect_within(path, Duration::from_millis(50));
+    let filled: Vec<_> = std::iter::from_fn(|| connect().ok()).take(1000).collect();
+    assert!((50..100).contains(&filled.len()), "{} connections in the backlog", filled.len());
+    assert_eq!(connect().unwrap_err().kind(), ErrorKind::TimedOut);
+    filled
+}
+
+#[test]
+fn who_finds_the_backlog_full_waits_in_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sock");
+    let listener = listen(&path, 0o600).unwrap();
+    let _filled = fill(&listener, &path);
+    let waiting = |limit| {
+        let path = path.clone();
+        std::thread::spawn(move || connect_within(&path, limit))
+    };
+    let patient = waiting(Duration::from_secs(60));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!patient.is_finished());
+    drop(accept(&listener).unwrap());
+    let connected = patient.join().unwrap().unwrap();
+    assert_eq!(socket_timeout(&connected, Timeout::Send).unwrap(), None, "for connecting alone");
+    let patient = waiting(Duration::MAX);
+    std::thread::sleep(Duration::from_millis(50));
+    drop(listener);
+    assert_eq!(patient.join().unwrap().unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]

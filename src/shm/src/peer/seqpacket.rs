@@ -14,42 +14,33 @@ use rustix::net::{
 
 /// Descriptors that the kernel takes with one message (SCM_MAX_FD).
 pub const FDS_MAX: usize = 253;
-const BACKLOG: i32 = 128;
+/// Connections that wait to be accepted. Not more: each waits for all before it, and while a client floods the socket they are
+/// accepted at a pace.
+const BACKLOG: i32 = 64;
 
 /// Listens on a socket file made with `mode`, nonblocking. The file must not exist.
 pub fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
-    let socket = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let mode = Mode::from_raw_mode(mode);
     // bind makes the file with the socket's mode less the umask: never more open than asked for.
     fchmod(&socket, mode)?;
     net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     chmod(path, mode)?;
-    net::listen(&socket, BACKLOG)?;
+    set_backlog(&socket)?;
     Ok(socket)
 }
 
-/// Connects to a listening socket. The result is blocking.
-pub fn connect(path: &Path) -> io::Result<OwnedFd> {
-    let socket = socket(SocketFlags::CLOEXEC)?;
-    retry_on_intr(|| net::connect(&socket, &SocketAddrUnix::new(path)?))?;
-    Ok(socket)
-}
-
-/// As [`connect`], without waiting: `WouldBlock` when the listener's backlog is full. The result is nonblocking.
-pub fn try_connect(path: &Path) -> io::Result<OwnedFd> {
-    let socket = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-    retry_on_intr(|| net::connect(&socket, &SocketAddrUnix::new(path)?))?;
-    Ok(socket)
+/// Sets how many connections wait to be accepted by a listening socket, as [`listen`] does: who comes when there are so many
+/// waits in line, or is told to come again.
+pub fn set_backlog(listener: impl AsFd) -> io::Result<()> {
+    Ok(net::listen(listener.as_fd(), BACKLOG)?)
 }
 
 /// Accepts a connection. The result is nonblocking.
 pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(retry_on_intr(|| net::accept_with(listener.as_fd(), flags))?)
-}
-
-fn socket(flags: SocketFlags) -> io::Result<OwnedFd> {
-    Ok(net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 /// Sends one message, whole, with descriptors.
