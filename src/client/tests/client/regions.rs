@@ -173,8 +173,10 @@ fn a_question_to_a_daemon_that_stops_is_for_the_next_one() {
     thread::scope(|scope| {
         let asker = scope.spawn(|| session.create_region(8192));
         let (answer, _seen) = answering(served, vec![libc::ESHUTDOWN]);
+        // Both once it has ended: who comes before is told to come again, and shows everything again.
+        let remains = answer.join().unwrap().die();
         daemon.resumes.then(Answer::Refuse(libc::EINVAL));
-        daemon.resumes.serve(answer.join().unwrap().die());
+        daemon.resumes.serve(remains);
         let served = daemon.next_served();
         assert!(served.shown.is_empty(), "the first daemon has not added it");
         let (answer, seen) = answering(served, vec![0]);
