@@ -3,6 +3,8 @@
 use std::{
     collections::VecDeque,
     hint::black_box,
+    io::Write,
+    os::unix::net::UnixStream,
     path::Path,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
@@ -11,9 +13,15 @@ use std::{
 use clap::ValueEnum;
 use ferrio_api::v1::Access;
 use ferrio_shm::{abi::Opcode, entry::Sqe, lease::LeaseMessage, peer};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    time::{ClockId, clock_gettime},
+};
 
 use crate::raw::{self, RawSession};
+
+/// What a neutral process computes at once.
+const SLICE: Duration = Duration::from_micros(200);
 
 /// Volume that it opens.
 pub const TARGET: &str = "target";
@@ -23,6 +31,12 @@ pub const TARGET: &str = "target";
 pub enum Act {
     /// Connects to the attach socket, says something useless, and keeps the connection for a while.
     AttachFlood,
+    /// Connects to the attach socket without ever waiting in line, and closes the connection.
+    AttachStorm,
+    /// Connects to the control socket and closes the connection.
+    ControlFlood,
+    /// Connects to the control socket, sends what is not HTTP, and closes the connection.
+    ControlGarbage,
     /// Random bytes into the entries of its rings, with indices that are right, so that the session lives.
     RandomRings,
     /// Rings for nothing.
@@ -49,6 +63,9 @@ impl Act {
     pub fn run(self, control: &Path, ready: impl FnOnce()) -> ! {
         match self {
             Self::AttachFlood => flood_attach(control, ready),
+            Self::AttachStorm => storm_attach(control, ready),
+            Self::ControlFlood => flood_control(control, &[], ready),
+            Self::ControlGarbage => flood_control(control, &[0x5e; 100], ready),
             Self::RandomRings => scribble(attacker(control), ready),
             Self::FullDoorbell => fill_doorbell(&attacker(control), ready),
             Self::BrokenSessions => open_and_break(control, ready),
@@ -57,18 +74,20 @@ impl Act {
     }
 }
 
-/// Takes so much of a CPU (0 to 1) for ever, and does nothing to anybody.
+/// Takes so much of a CPU (0 to 1) for ever, in slices, and does nothing to anybody. It sleeps in one piece between two of
+/// them: to wake all the time would be a neighbour's offence, too.
 pub fn compute(share: f64) -> ! {
     let start = Instant::now();
     loop {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         let used = Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32);
-        if used.as_secs_f64() < share * start.elapsed().as_secs_f64() {
-            for n in 0..1000_u64 {
-                black_box(n);
-            }
-        } else {
-            std::thread::sleep(Duration::from_micros(50));
+        let due = used.as_secs_f64() / share.max(1e-3) - start.elapsed().as_secs_f64();
+        if due > 0.0 {
+            std::thread::sleep(Duration::from_secs_f64(due));
+        }
+        let slice = Instant::now() + SLICE;
+        while Instant::now() < slice {
+            black_box(slice);
         }
     }
 }
@@ -89,6 +108,28 @@ fn flood_attach(control: &Path, ready: impl FnOnce()) -> ! {
         }
         if open.len() > 50 {
             open.pop_front();
+        }
+    }
+}
+
+fn storm_attach(control: &Path, ready: impl FnOnce()) -> ! {
+    let path = SocketAddrUnix::new(control.with_file_name("attach.sock")).expect("a short path");
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    ready();
+    loop {
+        let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let socket = socket.expect("a socket");
+        // It takes the places of those who wait in line, before they wake.
+        while net::connect(&socket, &path).is_err() {}
+    }
+}
+
+fn flood_control(control: &Path, message: &[u8], ready: impl FnOnce()) -> ! {
+    UnixStream::connect(control).expect("the daemon serves");
+    ready();
+    loop {
+        if let Ok(mut stream) = UnixStream::connect(control) {
+            let _ = stream.write_all(message);
         }
     }
 }

@@ -190,6 +190,59 @@ fn an_honest_client_gets_in_while_messages_pour_in() {
     beside.finish();
 }
 
+/// Connects to a socket and closes the connection, as another user, on some threads until `end`; returns how often.
+fn flood(threads: usize, end: Instant, connect: impl Fn() -> std::io::Result<OwnedFd> + Sync) -> u64 {
+    std::thread::scope(|scope| {
+        let flood = || {
+            become_other();
+            let mut connected = 0;
+            while Instant::now() < end {
+                connected += u64::from(connect().is_ok());
+            }
+            connected
+        };
+        let floods: Vec<_> = (0..threads).map(|_| scope.spawn(flood)).collect();
+        floods.into_iter().map(|flood| flood.join().unwrap()).sum()
+    })
+}
+
+/// Neither socket takes connections as fast as a client can make them; another user is served all the while, and the end
+/// of the flood is the end of it.
+#[test]
+fn floods_of_connections_are_taken_at_a_pace() {
+    if !is_root() {
+        return skip("a second user needs root", false);
+    }
+    let beside = Beside::start();
+    let (control, attach) = (beside.daemon.control(), beside.daemon.path("run/attach.sock"));
+    let to_control = || std::os::unix::net::UnixStream::connect(&control).map(OwnedFd::from);
+    let to_attach = || peer::connect(&attach);
+    let refused = || beside.daemon.ctl_json(&["stats"])["connections_refused"].as_u64().expect("a number");
+    let sockets: [(&str, &(dyn Fn() -> std::io::Result<OwnedFd> + Sync)); 2] =
+        [("attach", &to_attach), ("control", &to_control)];
+    for (socket, connect) in sockets {
+        for threads in [1, 8] {
+            let (begin, before) = (Instant::now(), refused());
+            let end = begin + Duration::from_secs(2);
+            let (connected, opened) = std::thread::scope(|scope| {
+                let flood = scope.spawn(|| flood(threads, end, connect));
+                let mut opened = 0;
+                while Instant::now() < end {
+                    drop(beside.daemon.session("target", Access::ReadWriteShared).open().expect("served"));
+                    opened += 1;
+                }
+                (flood.join().unwrap(), opened)
+            });
+            assert!(opened > 0, "{socket}: another user was not served");
+            // Twice what is refused, what is served, the bursts, and the backlog.
+            let allowed = 2.0 * (250.0 + 256.0) * begin.elapsed().as_secs_f64() + 128.0 + 512.0 + 64.0;
+            assert!((connected as f64) < allowed, "{socket}: {connected} connections, {allowed} allowed");
+            assert!(refused() - before > 100, "{socket}: {before} refused before and {} after", refused());
+        }
+    }
+    beside.finish();
+}
+
 // ---- descriptors nobody asked for
 
 /// A TCP connection with unsent data that lingers for a minute: whoever closes the last descriptor of it waits so long. Stands

@@ -5,6 +5,7 @@
 //! `ferrioctl bench` runs in pairs of rounds: beside a process of another user that does the same hostile thing again and
 //! again, then beside one that only computes and takes as much CPU time as that one took. On a machine with few CPUs whoever
 //! computes slows everybody; what is left in the ratio is what the daemon lets a client do to others. Wanted: 0.95 or more.
+//! Beside floods of connections a second test measures how long an honest client takes to open a session.
 //! The control thread's part of a CPU, and the sessions opened per second, beside the hostile client, say what it has done.
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 };
 
 use clap::ValueEnum;
+use ferrio_client::Access;
 use ferrio_tests::{
     Daemon, DaemonBuilder, Process,
     hostile::{Act, TARGET},
@@ -24,6 +26,8 @@ use ferrio_tests::{
 use ferrioctl::statistics::{Interval, median};
 
 const MIB: u64 = 1 << 20;
+/// Those that connect, again and again.
+const FLOODS: [Act; 4] = [Act::AttachFlood, Act::AttachStorm, Act::ControlFlood, Act::ControlGarbage];
 /// Any uid that is neither root nor the overflow uid.
 const OTHER: u32 = 12345;
 
@@ -80,6 +84,38 @@ fn what_a_hostile_client_costs_the_others() {
                 100.0 * of(|round| round.control),
                 of(|round| round.sessions),
             );
+        }
+    }
+}
+
+/// How long an honest client of another user takes to open a session beside floods of connections, of one process and of many.
+#[test]
+#[ignore = "measures, and takes a minute of a quiet machine"]
+fn how_long_an_honest_open_takes_beside_a_flood() {
+    if !is_root() {
+        return skip("a second user needs root", false);
+    }
+    let daemon = DaemonBuilder::new().null("null", 256 * MIB).file(TARGET, 4 * MIB).start();
+    let client = daemon.path("client");
+    copy_program("ferrio-test-client", &client);
+    println!("{:<16} {:>9} {:>10} {:>10} {:>10}", "act", "processes", "median ms", "95 % ms", "worst ms");
+    for act in chosen("FERRIO_ACT", FLOODS.iter().map(|act| act.name()).collect()) {
+        for processes in [0, 1, 50] {
+            let floods: Vec<_> =
+                (0..processes).map(|_| Neighbour::start(&daemon, &client, &["hostile", &act])).collect();
+            let mut times: Vec<_> = (0..100)
+                .map(|_| {
+                    let begin = Instant::now();
+                    let session = daemon.session("null", Access::ReadWriteShared).open().expect("served");
+                    let time = begin.elapsed().as_secs_f64() * 1e3;
+                    drop(session);
+                    time
+                })
+                .collect();
+            drop(floods);
+            times.sort_by(f64::total_cmp);
+            let (median, most, worst) = (times[50], times[95], times[99]);
+            println!("{act:<16} {processes:>9} {median:>10.1} {most:>10.1} {worst:>10.1}");
         }
     }
 }

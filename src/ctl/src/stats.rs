@@ -37,6 +37,7 @@ fn to_table(answer: &GetStatsResponse) -> String {
                 answer.requests_dropped
             ),
         ),
+        ("connections", format!("{} refused", answer.connections_refused)),
     ])];
     for engine in &answer.engines {
         let columns = [Column::Left("CLASS")].into_iter().chain(COUNTER_COLUMNS).collect::<Vec<_>>();
@@ -89,6 +90,7 @@ fn to_json(answer: &GetStatsResponse) -> Value {
         "sessions_resumed": answer.sessions_resumed,
         "sessions_dropped": answer.sessions_dropped,
         "requests_dropped": answer.requests_dropped,
+        "connections_refused": answer.connections_refused,
     })
 }
 
@@ -147,6 +149,7 @@ mod tests {
             sessions_resumed: 3,
             sessions_dropped: 4,
             requests_dropped: 11,
+            connections_refused: 12,
         }
     }
 
@@ -156,6 +159,7 @@ mod tests {
 uptime                 1 h 1 m
 sessions               2 open, 5 opened, 1 refused
 of the ferriod before  2 waiting, 3 resumed, 4 dropped with 11 requests owed
+connections            12 refused
 
 engine main
 CLASS  QUEUED  IN-FLIGHT  COMPLETED  ERRORS  MERGED   BYTES  OLDEST

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferrio_engine::kill_point;
 use ferrio_shm::lease::{LEASE_MESSAGE_MAX, LeaseMessage};
@@ -12,6 +12,7 @@ use ferrio_shm::peer::{self, PeerIdentity};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
+use crate::pace::Refusals;
 use crate::sessions::attaching::Attached;
 use crate::sessions::process::Birth;
 use crate::sessions::{Claim, Sessions, Token};
@@ -20,19 +21,31 @@ use crate::{dispose, lease, log};
 
 /// A connection that has not said anything by then is closed.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection that was refused keeps its place: what a user can make the daemon do for nothing is bounded by its
-/// places, instead of by how fast it connects.
-const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections for as long as the daemon lives.
-pub async fn serve(listener: OwnedFd, sessions: Arc<Sessions>, limit: UidLimit) -> io::Result<()> {
+pub async fn serve(
+    listener: OwnedFd,
+    sessions: Arc<Sessions>,
+    limit: UidLimit,
+    refusals: Refusals,
+) -> io::Result<()> {
     let listener = lease::polled(listener)?;
     loop {
+        if let Some(pause) = refusals.pause(Instant::now()) {
+            tokio::time::sleep(pause).await;
+        }
         let mut ready = listener.readable().await?;
         match ready.try_io(|listener| peer::accept(listener.get_ref())) {
-            Ok(Ok(socket)) => admit(socket, &sessions, &limit),
+            Ok(Ok(socket)) => {
+                if let Some(admitted) = admit(socket, &limit, &refusals) {
+                    tokio::spawn(hold(admitted, Arc::clone(&sessions), limit.clone(), refusals.clone()));
+                    // Whoever comes back after a restart has sent its message already, and gives its place back at once:
+                    // hundreds that come back together need only a few.
+                    tokio::task::yield_now().await;
+                }
+            }
             Ok(Err(error)) => {
                 tracing::error!("attach socket: accept: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -42,46 +55,57 @@ pub async fn serve(listener: OwnedFd, sessions: Arc<Sessions>, limit: UidLimit) 
     }
 }
 
-/// Starts a task for the connection, unless its user may not have one.
-fn admit(socket: OwnedFd, sessions: &Arc<Sessions>, limit: &UidLimit) {
+/// A connection that has a place among those of its user.
+struct Admitted {
+    socket: OwnedFd,
+    identity: PeerIdentity,
+    place: Place,
+}
+
+/// Finds a place for the connection, or refuses it.
+fn admit(socket: OwnedFd, limit: &UidLimit, refusals: &Refusals) -> Option<Admitted> {
     let identity = match PeerIdentity::of(&socket) {
         Ok(identity) => identity,
         Err(error) => {
             log::refusal(format_args!("attach: a peer without credentials: {error}"));
-            return dispose::later(socket);
+            refusals.charge(Instant::now());
+            dispose::later(socket);
+            return None;
         }
     };
-    if identity.is_overflow() {
-        let reason = "your uid has no place in the daemon's user namespace; map it";
-        refuse(&socket, &identity, Errno::ACCESS, reason);
-        return lease::close_refused(socket, limit.count(identity.uid));
-    }
-    let place = match limit.take(identity.uid) {
-        Ok(place) => place,
-        Err(exceeded) => {
-            refuse(&socket, &identity, Errno::BUSY, &exceeded.to_string());
-            return lease::close_refused(socket, limit.count(identity.uid));
+    let (errno, reason) = if identity.is_overflow() {
+        (Errno::ACCESS, "your uid has no place in the daemon's user namespace; map it".to_owned())
+    } else {
+        match limit.take(identity.uid) {
+            Ok(place) => return Some(Admitted { socket, identity, place }),
+            Err(exceeded) => (Errno::BUSY, exceeded.to_string()),
         }
     };
-    let (sessions, limit) = (Arc::clone(sessions), limit.clone());
-    tokio::spawn(async move {
-        let outcome = match lease::polled(socket) {
-            Ok(socket) => {
-                let mut place = Some(place);
-                let outcome = greet(&socket, &identity, &sessions, &mut place, &limit).await;
-                // While the daemon drains all its clients come and are told to try again: they need the places.
-                if place.is_some() && !sessions.draining() {
-                    tokio::time::sleep(REFUSED_PAUSE).await;
-                }
-                lease::close_refused(socket.into_inner(), limit.count(identity.uid));
-                outcome
+    refuse(&socket, &identity, errno, &reason);
+    refusals.charge(Instant::now());
+    lease::close_refused(socket, limit.count(identity.uid));
+    None
+}
+
+/// The life of a connection.
+async fn hold(admitted: Admitted, sessions: Arc<Sessions>, limit: UidLimit, refusals: Refusals) {
+    let Admitted { socket, identity, place } = admitted;
+    let outcome = match lease::polled(socket) {
+        Ok(socket) => {
+            let mut place = Some(place);
+            let outcome = greet(&socket, &identity, &sessions, &mut place, &limit).await;
+            // While the daemon drains all its clients come and are told to try again.
+            if place.is_some() && !sessions.draining() {
+                refusals.charge(Instant::now());
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = outcome {
-            log::refusal(format_args!("attach of pid {}, uid {}: {error}", identity.pid, identity.uid));
+            lease::close_refused(socket.into_inner(), limit.count(identity.uid));
+            outcome
         }
-    });
+        Err(error) => Err(error),
+    };
+    if let Err(error) = outcome {
+        log::refusal(format_args!("attach of pid {}, uid {}: {error}", identity.pid, identity.uid));
+    }
 }
 
 /// What a connection may begin with.

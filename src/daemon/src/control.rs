@@ -29,6 +29,7 @@ use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::config::Config;
+use crate::pace::Refusals;
 use crate::sessions::Sessions;
 use crate::sessions::error::OpenError;
 use crate::volumes::Volumes;
@@ -59,6 +60,17 @@ pub struct Daemon {
     pub epoch: u64,
     /// How far the daemon is from its end.
     pub phase: Phases,
+    /// Connections that were refused.
+    pub refused: Refused,
+}
+
+/// Connections that were refused, by socket.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// To the attach socket.
+    pub attach: Refusals,
+    /// To the control socket.
+    pub control: Refusals,
 }
 
 impl Daemon {

@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::control::{self, Daemon, Phase, incoming};
+use crate::control::{self, Daemon, Phase, Refused, incoming};
 use crate::listen::Listeners;
 use crate::runtime_dir::RuntimeDir;
 use crate::start::{self, StartError, Started};
@@ -55,8 +55,10 @@ async fn serve(config: Config, ready: impl FnOnce(&Daemon)) -> Result<Ending, St
     let limit = || UidLimit::new(limits.connections_max, limits.connections_per_uid_max);
     tokio::spawn(Arc::clone(&daemon.sessions).serve_notices(notices));
     tokio::spawn(Arc::clone(&daemon.sessions).follow_fences());
-    let attaching = tokio::spawn(attach::serve(attach, Arc::clone(&daemon.sessions), limit()));
-    let server = tokio::spawn(control::serve(Arc::clone(&daemon), incoming::accept(control, limit())));
+    let Refused { attach: refused, control: refused_calls } = daemon.refused.clone();
+    let attaching = tokio::spawn(attach::serve(attach, Arc::clone(&daemon.sessions), limit(), refused));
+    let incoming = incoming::accept(control, limit(), limits.sessions_per_uid_max, refused_calls);
+    let server = tokio::spawn(control::serve(Arc::clone(&daemon), incoming));
     tracing::info!("ready on {}", daemon.config.control_socket().display());
     systemd::ready(&daemon);
     tokio::spawn(watchdog::feed(daemon.engines.clone()));

@@ -27,6 +27,7 @@ pub mod dispose;
 pub mod faults;
 pub mod lease;
 pub mod listen;
+pub mod pace;
 pub mod runtime_dir;
 pub mod scheduling;
 pub mod sessions;

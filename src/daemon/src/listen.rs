@@ -38,6 +38,8 @@ pub fn listen(config: &Config, runtime_dir: &RuntimeDir) -> Result<Listeners, St
             _ => return Err(stranger(&passed, &control, &attach)),
         };
         tracing::info!("{}: systemd listens", passed.path.unwrap_or_default().display());
+        // However many its unit asks for: who waits in line waits for all before it.
+        peer::set_backlog(&passed.socket).map_err(StartError::Inherited)?;
         *place = Some(passed.socket);
     }
     let control = match passed_control {
@@ -67,6 +69,7 @@ fn listen_control(
 ) -> Result<UnixListener, StartError> {
     runtime_dir.remove_stale_socket(path)?;
     let listener = UnixListener::bind(path).map_err(|source| listen_error(path, source))?;
+    peer::set_backlog(&listener).map_err(|source| listen_error(path, source))?;
     runtime_dir.permit(path, config.daemon.socket_mode, config.daemon.group)?;
     Ok(listener)
 }

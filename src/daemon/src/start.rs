@@ -9,8 +9,9 @@ use ferrio_engine::{Engine, EngineConfig, EngineError};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Config, EngineSection, Problem, Problems, VolumeSection};
-use crate::control::{Daemon, Phase};
+use crate::control::{Daemon, Phase, Refused};
 use crate::listen::{self, Listeners};
+use crate::pace::Refusals;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 use crate::scheduling::Shares;
 use crate::sessions::saved::{Found, Store};
@@ -105,8 +106,18 @@ pub fn start(config: Config) -> Result<Started, StartError> {
     let (phase, phases) = watch::channel(Phase::Running);
     let since = Instant::now();
     let changes = Changes::new(Arc::clone(&volumes), engines.clone(), Arc::clone(&sessions));
-    let daemon =
-        Arc::new(Daemon { config, engines, volumes, sessions, changes, since, epoch, phase: phases });
+    let refused = Refused { attach: Refusals::new(since), control: Refusals::new(since) };
+    let daemon = Arc::new(Daemon {
+        config,
+        engines,
+        volumes,
+        sessions,
+        changes,
+        since,
+        epoch,
+        phase: phases,
+        refused,
+    });
     Ok(Started { daemon, phase, notices, listeners, runtime_dir })
 }
 

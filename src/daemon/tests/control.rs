@@ -19,7 +19,7 @@ use ferrio_shm::mapping::Mapping;
 use ferrio_shm::sync::Ordering;
 use ferrio_shm::{layout, peer};
 use ferriod::config::read;
-use ferriod::control::{self, Phase, incoming};
+use ferriod::control::{self, Phase, Refused, incoming};
 use ferriod::listen::Listeners;
 use ferriod::runtime_dir::RuntimeDir;
 use ferriod::start::{Started, start};
@@ -61,8 +61,14 @@ impl Fixture {
         let Started { daemon, phase, notices, listeners, runtime_dir } = start(config).expect("started");
         let Listeners { control, attach, .. } = listeners;
         tokio::spawn(Arc::clone(&daemon.sessions).serve_notices(notices));
-        tokio::spawn(attach::serve(attach, Arc::clone(&daemon.sessions), UidLimit::new(16, 4)));
-        let connections = incoming::accept(control, UidLimit::new(16, 8));
+        let Refused { attach: attach_refused, control: control_refused } = daemon.refused.clone();
+        tokio::spawn(attach::serve(
+            attach,
+            Arc::clone(&daemon.sessions),
+            UidLimit::new(16, 4),
+            attach_refused,
+        ));
+        let connections = incoming::accept(control, UidLimit::new(16, 8), 16, control_refused);
         tokio::spawn(control::serve(Arc::clone(&daemon), connections));
         let channel = connect(daemon.config.control_socket()).await.expect("connected");
         Self { dir, daemon, phase, channel, _runtime_dir: runtime_dir }

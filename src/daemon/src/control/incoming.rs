@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferrio_shm::peer::{self, PeerIdentity};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -15,11 +15,17 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use super::errors;
+use crate::pace::{Refusals, UserPace};
 use crate::uid_limit::{Exceeded, Place, UidLimit};
 use crate::{dispose, log};
 
 /// Pause after accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// So many connections of one user are served per second, or as many as it may open sessions.
+const PER_SECOND_MIN: u32 = 256;
+/// Who has made none for so long may make at once what it may make in this time: as with sessions.
+const BURST: Duration = Duration::from_secs(2);
 
 /// Connections of users who have too many, kept only to tell them so.
 const REFUSALS_MAX: u32 = 32;
@@ -43,21 +49,42 @@ pub struct PeerStream {
     place: Option<Place>,
 }
 
-/// Accepts connections. One user cannot take all places. A few over the limit are answered by the limit, the rest is closed.
-pub fn accept(listener: UnixListener, limit: UidLimit) -> ReceiverStream<io::Result<PeerStream>> {
+/// Accepts connections. One user cannot take all places, nor the time of the control thread: a connection costs it a
+/// tenth of a millisecond before anything is asked. A few over the limits are answered by the limit, the rest is closed.
+pub fn accept(
+    listener: UnixListener,
+    limit: UidLimit,
+    sessions_per_uid_max: u32,
+    refusals: Refusals,
+) -> ReceiverStream<io::Result<PeerStream>> {
     let (sender, receiver) = mpsc::channel(1);
-    let refusals = UidLimit::new(REFUSALS_MAX, REFUSALS_PER_UID_MAX);
+    let admission = Admission {
+        limit,
+        told: UidLimit::new(REFUSALS_MAX, REFUSALS_PER_UID_MAX),
+        refusals,
+        pace: UserPace::new(sessions_per_uid_max.max(PER_SECOND_MIN), BURST),
+    };
     tokio::spawn(async move {
         while !sender.is_closed() {
+            if let Some(pause) = admission.refusals.pause(Instant::now()) {
+                tokio::time::sleep(pause).await;
+            }
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,
             };
-            match accepted.and_then(|(stream, _)| admit_stream(stream, &limit, &refusals)) {
-                Ok(Some(stream)) => {
+            match accepted.and_then(|(stream, _)| admission.admit(stream)) {
+                Ok(Some((stream, wait))) if wait.is_zero() => {
                     if sender.send(Ok(stream)).await.is_err() {
                         return;
                     }
+                }
+                Ok(Some((stream, wait))) => {
+                    let sender = sender.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        let _ = sender.send(Ok(stream)).await;
+                    });
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -70,22 +97,37 @@ pub fn accept(listener: UnixListener, limit: UidLimit) -> ReceiverStream<io::Res
     ReceiverStream::new(receiver)
 }
 
-fn admit_stream(stream: UnixStream, limit: &UidLimit, refusals: &UidLimit) -> io::Result<Option<PeerStream>> {
-    let identity = PeerIdentity::of(&stream)?;
-    let (pid, uid) = (identity.pid, identity.uid);
-    let (place, refusal) = match limit.take(uid) {
-        Ok(place) => (place, None),
-        Err(exceeded) => {
-            log::refusal(format_args!("control connection refused to pid {pid}, uid {uid}: {exceeded}"));
-            let Ok(place) = refusals.take(uid) else {
-                dispose::later((stream, limit.count(uid)));
-                return Ok(None);
-            };
-            (place, Some(exceeded))
-        }
-    };
-    let peer = Peer { identity: Arc::new(identity), refusal };
-    Ok(Some(PeerStream { stream: Some(stream), peer, place: Some(place) }))
+/// Who gets in.
+struct Admission {
+    limit: UidLimit,
+    /// Those that are refused and told so.
+    told: UidLimit,
+    refusals: Refusals,
+    pace: UserPace,
+}
+
+impl Admission {
+    /// A connection that is served, and how long after now. Until then it keeps its place: who connects faster soon has no
+    /// places left, and is refused.
+    fn admit(&self, stream: UnixStream) -> io::Result<Option<(PeerStream, Duration)>> {
+        let identity = PeerIdentity::of(&stream)?;
+        let (pid, uid) = (identity.pid, identity.uid);
+        let (place, refusal) = match self.limit.take(uid) {
+            Ok(place) => (place, None),
+            Err(exceeded) => {
+                log::refusal(format_args!("control connection refused to pid {pid}, uid {uid}: {exceeded}"));
+                self.refusals.charge(Instant::now());
+                let Ok(place) = self.told.take(uid) else {
+                    dispose::later((stream, self.limit.count(uid)));
+                    return Ok(None);
+                };
+                (place, Some(exceeded))
+            }
+        };
+        let wait = self.pace.turn(uid, Duration::MAX, Instant::now()).unwrap_or_default();
+        let peer = Peer { identity: Arc::new(identity), refusal };
+        Ok(Some((PeerStream { stream: Some(stream), peer, place: Some(place) }, wait)))
+    }
 }
 
 /// Runs before every call: a user whose real id is unknown gets no answer, it could be anybody; nor does one who has too

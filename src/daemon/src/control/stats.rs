@@ -25,6 +25,7 @@ impl Stats for Daemon {
             sessions_resumed: totals.resumed,
             sessions_dropped: totals.dropped,
             requests_dropped: totals.requests_dropped,
+            connections_refused: self.refused.attach.count() + self.refused.control.count(),
         }))
     }
 }

@@ -114,7 +114,7 @@ pub enum OpenError {
     /// Its user opens sessions faster than it may.
     #[error(
         "uid {uid} opens more than {per_second} sessions per second, as many as a user may \
-         (limits.sessions_per_uid_max, at least {PER_SECOND_MIN}): its turn did not come within {waited:?}; keep sessions instead of \
+         (half of limits.sessions_per_uid_max, at least {PER_SECOND_MIN}): its turn did not come within {waited:?}; keep sessions instead of \
          opening new ones, or raise the limit"
     )]
     TooFast {
