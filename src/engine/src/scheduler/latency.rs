@@ -10,7 +10,7 @@
 //!     +-- no prio for a while: no cap
 //! ```
 //!
-//! An answer to prio is **late** beyond the goal; a relative goal is so many times what 19 of 20 answers take `alone`. A
+//! An answer to prio is **late** beyond the goal; a relative goal is so many times what 49 of 50 answers take `alone`. A
 //! late answer cuts the cap by much, one in time raises it by little, such that both are in balance where `LATE_PARTS` are
 //! late, whatever the device is like. What is late without bulk is not put down to bulk: where that is more, the balance is
 //! there. So 99 of 100 answers stay within so many times what 99 of 100 take alone: if their slowest hundredth alone is within
@@ -201,9 +201,9 @@ impl LatencyTarget {
         self.cuts
     }
 
-    /// What 19 of 20 answers take without bulk, as far as it is known.
+    /// What 49 of 50 answers take without bulk, as far as it is known.
     pub fn alone(&self) -> Option<Nanos> {
-        self.alone.p95()
+        self.alone.usual()
     }
 
     /// A request went to the device.
@@ -253,7 +253,9 @@ impl LatencyTarget {
         self.limit = match self.goal {
             LatencyGoal::Off => None,
             LatencyGoal::Within(limit) => Some(limit),
-            LatencyGoal::Relative(percent) => self.alone.p95().map(|alone| alone * u64::from(percent) / 100),
+            LatencyGoal::Relative(percent) => {
+                self.alone.usual().map(|alone| alone * u64::from(percent) / 100)
+            }
         };
         let late = match self.limit {
             Some(limit) if self.alone.answers() >= KNOWN => self.alone.part_beyond(limit),
@@ -289,7 +291,7 @@ impl LatencyTarget {
             self.aim();
         }
         (self.phase, self.ramp) = (Phase::Beside, Some(0));
-        if self.alone.p95().is_none() {
+        if self.alone.usual().is_none() {
             self.phase = Phase::Probing { began: now, answers: 0 };
             self.cap = CAP_MIN;
         } else {
