@@ -153,16 +153,17 @@ impl Request {
         self.place.store(rest | (stage as u32) << 8, Relaxed);
     }
 
-    /// Given to the driver. True the first time.
+    /// Goes to the driver, which has it only then: the reaper may answer it at once. True the first time.
     pub fn issue(&self) -> bool {
         let place = self.place.load(Relaxed);
         self.place.store(place & !0xff00 | mark::ISSUED | (Stage::Issued as u32) << 8, Relaxed);
         place & mark::ISSUED == 0
     }
 
-    /// The driver did not take it after all: what [`Self::issue`] did the first time is undone.
-    pub fn take_back(&self) {
-        let rest = self.place.load(Relaxed) & !(mark::ISSUED | mark::JOINED | 0xff00);
+    /// The driver did not take it after all: what [`Self::issue`], which said whether it was the first time, did is undone.
+    pub fn take_back(&self, first: bool) {
+        let issued = if first { mark::ISSUED | mark::JOINED } else { 0 };
+        let rest = self.place.load(Relaxed) & !(issued | 0xff00);
         self.place.store(rest | (Stage::Queued as u32) << 8, Relaxed);
     }
 

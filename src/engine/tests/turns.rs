@@ -2,11 +2,18 @@
 
 mod common;
 
-use std::sync::{atomic::Ordering::Relaxed, mpsc};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{atomic::Ordering::Relaxed, mpsc},
+};
 
-use common::{BLOCK, Client, Rig, VOLUME_BYTES};
+use common::{
+    BLOCK, Client, Rig, VOLUME_BYTES,
+    puppet::{self, Puppet},
+};
 use ferrio_driver::{Driver, Target, aio::Aio, null::Null, uring::Uring};
-use ferrio_engine::{clock, inject::Command};
+use ferrio_engine::{Threads, clock, engine::Threaded, inject::Command, stats};
 use ferrio_shm::{
     abi::{Class, Opcode, errno},
     entry::{Cqe, Sqe},
@@ -372,4 +379,36 @@ fn a_drain_answers_what_was_accepted_and_takes_nothing_more() {
     let mut late = Vec::new();
     client.reap(&mut late);
     assert!(late.is_empty(), "taken after the drain: {late:?}");
+}
+
+#[test]
+fn a_poller_may_answer_before_the_submitter_goes_on() {
+    let mut rig = Rig::<Puppet>::with_threads(8, 64, Threads::Two);
+    let volume = rig.add_volume(Target::null(VOLUME_BYTES, 512).into());
+    let mut client = rig.open(volume, 32);
+    // One alone, a few that go anywhere, and two of a stream.
+    for blocks in [vec![3], vec![1, 9, 5, 30], vec![40, 41]] {
+        client.submit(&blocks.iter().map(|block| read(*block, block * BLOCK)).collect::<Vec<_>>());
+    }
+    let queues = rig.queues.clone();
+    let Threaded { mut submitter, reaper, shared, .. } = rig.parts;
+    let reaper = Rc::new(RefCell::new(reaper));
+    let poller = Rc::clone(&reaper);
+    puppet::on_submit(move || {
+        let mut poller = poller.borrow_mut();
+        poller.turn(clock::now());
+        puppet::answer(0, None);
+        poller.turn(clock::now());
+    });
+    let mut cqes = Vec::new();
+    while cqes.len() < 7 {
+        submitter.turn(clock::now());
+        reaper.borrow_mut().turn(clock::now());
+        client.reap(&mut cqes);
+    }
+    (0..8).for_each(|_| _ = submitter.turn(clock::now()));
+    let snapshot = stats::snapshot(&shared, &queues, u64::MAX);
+    assert!(cqes.iter().all(|cqe| cqe.result == 4096), "{cqes:?}");
+    let oldest = snapshot.classes.map(|class| class.counters.oldest_us);
+    assert_eq!(oldest, [0; 3], "all are answered, and none looks as if it were in flight");
 }

@@ -39,9 +39,7 @@ impl<S: SubmitHalf> Submitter<S> {
             && !self.shared.requests[pick.record as usize].was_issued();
         if !opens {
             self.plug.pass_by(op.end());
-            self.submit_plain(slot, pick.record, op)?;
-            self.count_issue(pick.record);
-            return Ok(());
+            return self.submit_singly(slot, pick.record, op);
         }
         if self.plug.is_full() && !self.unplug(submitted) {
             return Err(slot);
@@ -63,7 +61,7 @@ impl<S: SubmitHalf> Submitter<S> {
         let Some(mut place) = self.plug.take_oldest() else { return true };
         let Some(slot) = place.slot().take() else { unreachable!("an open operation has a slot") };
         let taken = if place.segments().is_empty() {
-            self.submit_one(slot, &place)
+            self.submit_singly(slot, place.picks()[0].record, place.op())
         } else {
             self.submit_joined(slot, &place, submitted)
         };
@@ -81,10 +79,14 @@ impl<S: SubmitHalf> Submitter<S> {
         }
     }
 
-    fn submit_one(&mut self, slot: Reserved, place: &Place<Reserved>) -> Result<(), Reserved> {
-        let record = place.picks()[0].record;
-        self.submit_plain(slot, record, place.op())?;
-        self.count_issue(record);
+    fn submit_singly(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
+        // Before the driver has it: the reaper may look at once.
+        let first = self.shared.requests[record as usize].issue();
+        self.submit_plain(slot, record, op)
+            .inspect_err(|_| self.shared.requests[record as usize].take_back(first))?;
+        if first {
+            self.count_first_issue(record);
+        }
         Ok(())
     }
 
@@ -112,11 +114,10 @@ impl<S: SubmitHalf> Submitter<S> {
             return Ok(());
         };
         for pick in picks {
-            self.shared.requests[pick.record as usize].take_back();
+            self.shared.requests[pick.record as usize].take_back(true);
         }
         // The driver may have as many vectored operations as it can: the first goes by itself, so that it holds up nobody.
-        self.submit_plain(slot, first, &with_memory(op, place.segments()[0]))?;
-        self.count_issue(first);
+        self.submit_singly(slot, first, &with_memory(op, place.segments()[0]))?;
         for pick in picks[1..].iter().rev() {
             self.scheduler.taken_back(*pick);
             *submitted -= 1;

@@ -91,11 +91,17 @@ impl<S: SubmitHalf> Submitter<S> {
                     self.was_refused(slot, pick);
                     break;
                 }
-            } else if let Err(slot) = self.submit(slot, record, step, &op) {
-                self.was_refused(slot, pick);
-                break;
             } else {
-                self.issue(pick, queue, &mut issued);
+                // Before the driver has it: the reaper may look at once.
+                let first = self.shared.requests[record as usize].issue();
+                if let Err(slot) = self.submit(slot, record, step, &op) {
+                    self.shared.requests[record as usize].take_back(first);
+                    self.was_refused(slot, pick);
+                    break;
+                }
+                if first {
+                    self.count_first(pick, queue, &mut issued);
+                }
             }
             self.scheduler.issued(pick, now);
             submitted += 1;
@@ -108,14 +114,10 @@ impl<S: SubmitHalf> Submitter<S> {
         submitted
     }
 
-    /// As [`Self::count_issue`], counted together with those before it.
+    /// As [`Self::count_first_issue`], counted together with those before it.
     #[inline]
-    fn issue(&mut self, pick: Pick, queue: u32, issued: &mut Issued) {
-        let request = &self.shared.requests[pick.record as usize];
-        if !request.issue() {
-            return;
-        }
-        if request.is_tracked() {
+    fn count_first(&mut self, pick: Pick, queue: u32, issued: &mut Issued) {
+        if self.shared.requests[pick.record as usize].is_tracked() {
             self.issue_tracked(pick.record);
         }
         if (issued.queue, issued.class) != (queue, pick.class) {

@@ -22,6 +22,7 @@ struct Stage {
     kept: Vec<Completion>,
     ready: Vec<Completion>,
     refuses: Refuses,
+    on_submit: Option<Box<dyn FnMut()>>,
 }
 
 /// What the driver has no room for.
@@ -72,6 +73,11 @@ pub fn refuse(what: Refuses) {
     on_stage(|stage| stage.refuses = what);
 }
 
+/// What happens while the Submitter hands a request over, from now on. The driver has the request.
+pub fn on_submit(act: impl FnMut() + 'static) {
+    on_stage(|stage| stage.on_submit = Some(Box::new(act)));
+}
+
 fn note(user: u32, op: &Op) {
     on_stage(|stage| {
         stage.submitted.push(op.offset);
@@ -112,6 +118,11 @@ impl SubmitHalf for PuppetSubmit {
         }
         let tag = self.0.submit(slot, user, op)?;
         note(user, op);
+        if let Some(mut act) = on_stage(|stage| stage.on_submit.take()) {
+            let _ = self.0.commit();
+            act();
+            on_stage(|stage| stage.on_submit = Some(act));
+        }
         Ok(tag)
     }
 
