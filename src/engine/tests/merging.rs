@@ -491,6 +491,7 @@ fn what_the_driver_does_not_take_waits() {
     let sqes: Vec<Sqe> = [0, 1, 2, 20, 21, 40, 60, 3, 80, 22].into_iter().map(apart).collect();
     puppet::refuse(Refuses::All);
     client.submit(&sqes);
+    rig.turn_until("the requests", |rig| rig.snapshot().classes[1].counters.queued == 10);
     (0..5).for_each(|_| {
         rig.turn();
     });
@@ -518,14 +519,11 @@ fn a_stream_takes_one_slot() {
     let lone = [read(200)];
     let streams = [0..16, 40..56].into_iter().flatten().map(read);
     client.submit(&lone.into_iter().chain(streams).collect::<Vec<_>>());
-    rig.turn();
-    rig.turn();
+    rig.turn_until("two operations", |_| puppet::in_flight().len() == 2);
     let blocks = |bytes: Vec<u64>| bytes.into_iter().map(|byte| byte / BLOCK).collect::<Vec<_>>();
     assert_eq!(blocks(puppet::take_submitted()), [200, 0]);
     puppet::answer(0, None);
-    (0..4).for_each(|_| {
-        rig.turn();
-    });
+    rig.turn_until("the other stream", |_| puppet::in_flight().len() == 2);
     assert_eq!((blocks(puppet::take_submitted()), blocks(puppet::in_flight())), (vec![40], vec![0, 40]));
     (0..2).for_each(|_| puppet::answer(0, None));
     assert!(answers(&mut rig, &mut client, 33).values().all(|cqe| cqe.result == DONE));
