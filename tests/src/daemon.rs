@@ -259,6 +259,18 @@ impl Daemon {
             .unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}):\n{}", finished.stdout))
     }
 
+    /// Requests that its engines have joined with others.
+    ///
+    /// # Panics
+    /// As [`Self::ctl_json`].
+    #[track_caller]
+    pub fn merged(&self) -> u64 {
+        let engines = self.ctl_json(&["scheduler", "show"]);
+        let engines = engines["engines"].as_array().expect("a list").iter();
+        let classes = engines.flat_map(|engine| engine["classes"].as_array().expect("a list"));
+        classes.map(|class| class["merged"].as_u64().expect("a number")).sum()
+    }
+
     /// Starts a test client.
     pub fn client(&self, arguments: &[&str]) -> Process {
         Process::start(&mut self.client_command(arguments))

@@ -43,6 +43,8 @@ pub struct Shape {
     pub depth: usize,
     /// Most members of a chain; 1: no chains.
     pub chain_max: usize,
+    /// Most requests of a stream, each of which goes on where the one before it ends; 1: no streams.
+    pub stream_max: u64,
     /// Requests may fail with EIO.
     pub faults: bool,
     /// What may happen to the daemon.
@@ -182,6 +184,7 @@ impl<'a> Mix<'a> {
                 let drafts = (0..members).map(|_| self.draft(queue)).collect::<Result<Vec<_>, _>>()?;
                 self.submit_chain(queue, drafts)?;
             }
+            10..=14 if self.shape.stream_max > 1 => self.submit_stream(queue)?,
             _ => {
                 let draft = self.draft(queue)?;
                 self.submit(queue, draft)?;
@@ -213,6 +216,18 @@ impl<'a> Mix<'a> {
             self.make_room(queue)?;
         }
         self.deepen(queue);
+        Ok(())
+    }
+
+    fn submit_stream(&mut self, queue: usize) -> Outcomes {
+        let requests = self.rng.u64(2..=self.shape.stream_max.min(self.shape.blocks));
+        let first = self.rng.u64(..=self.shape.blocks - requests);
+        let (write, prio) = (self.rng.bool(), self.rng.u32(..4) == 0);
+        for block in first..first + requests {
+            let mut draft = self.draft_of_stream(block, write)?;
+            draft.request = draft.request.prio(prio);
+            self.submit(queue, draft)?;
+        }
         Ok(())
     }
 

@@ -27,6 +27,7 @@ const SHAPE: Shape = Shape {
     requests: 300,
     depth: 32,
     chain_max: 6,
+    stream_max: 12,
     faults: false,
     restarts: Restarts::Killed,
 };

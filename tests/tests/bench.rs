@@ -81,6 +81,18 @@ fn the_report_has_every_number_and_the_data_stays() {
 }
 
 #[test]
+fn with_merging_off_it_is_compared_with_itself() {
+    let daemon = DaemonBuilder::new().file("data", 4 * MIB).start();
+    let options = "--volume data --rw write --iodepth 32 --json --against unmerged";
+    let report = report(&short(&daemon, options).expect(0));
+    let engines = [0, 1].map(|case| report["cases"][case]["engine"].as_str().unwrap());
+    assert_eq!(engines, ["ferrio", "unmerged"]);
+    assert_eq!(report["ratios"][0]["against"], "unmerged");
+    assert!(report["ratios"][0]["throughput"].as_f64() > Some(0.0), "{report}");
+    assert!(daemon.merged() > 0, "adjacent writes of depth 32 were not joined");
+}
+
+#[test]
 fn a_table_for_people() {
     let daemon = DaemonBuilder::new().file("data", MIB).start();
     let finished = short(&daemon, "--volume data --against psync").expect(0);

@@ -57,6 +57,7 @@ fn mix_on_a_bad_disk(builder: DaemonBuilder) -> Tally {
         requests: 1000,
         depth: 48,
         chain_max: 6,
+        stream_max: 12,
         faults: true,
         restarts: Restarts::Never,
     };

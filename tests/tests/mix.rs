@@ -21,6 +21,7 @@ const SHAPE: Shape = Shape {
     requests: 1000,
     depth: 48,
     chain_max: 6,
+    stream_max: 12,
     faults: false,
     restarts: Restarts::Never,
 };
@@ -66,6 +67,7 @@ fn mix(daemon: &mut Daemon, options: QueueOptions, shape: Shape) -> Tally {
     }
     drop(mix);
     drop(session);
+    assert!(daemon.merged() > 0, "no stream was joined: {tally:?}");
     let stats = daemon.ctl_json(&["stats"]);
     assert_eq!(stats["engines"][0]["stale_completions"], 0, "{stats}");
     assert!(!daemon.process().has_ended(), "{}", daemon.log());

@@ -28,6 +28,7 @@ const MIX: Shape = Shape {
     requests: 400,
     depth: 32,
     chain_max: 6,
+    stream_max: 12,
     faults: false,
     restarts: Restarts::Killed,
 };

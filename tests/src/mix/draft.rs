@@ -56,42 +56,8 @@ impl Mix<'_> {
         let volume = self.volume.clone();
         let (vectored, fua) = (self.rng.u32(..3) == 0, self.rng.u32(..10) == 0);
         let (what, request, effect) = match self.rng.u32(..100) {
-            0..=29 => {
-                let mut buffer = self.memory(blocks)?;
-                buffer.fill(0xee);
-                let effect = Effect::Read(Vec::new());
-                if vectored {
-                    let (list, places) = self.list(buffer)?;
-                    let asked = Asked { places, ..Asked::plain("readv") };
-                    let change = Change { effect, barrier: false, first, blocks };
-                    return Ok(Draft { request: Request::readv(&volume, offset, list), asked, change });
-                }
-                ("read", Request::read(&volume, offset, buffer), effect)
-            }
-            30..=64 => {
-                let (mut buffer, stamp) = (self.memory(blocks)?, self.stamp());
-                for (block, bytes) in (first..).zip(buffer.chunks_exact_mut(BLOCK)) {
-                    let words = content(stamp, block);
-                    fill(bytes, &words);
-                    self.guesses.insert(block, words);
-                }
-                let effect = Effect::Write(stamp);
-                if vectored {
-                    let data = buffer.to_vec();
-                    let (mut list, places) = self.list(buffer)?;
-                    if let Some(buffer) = list.buffer_mut(0) {
-                        let mut rest = &data[..];
-                        for place in places {
-                            let (piece, after) = rest.split_at(place.len());
-                            buffer[place].copy_from_slice(piece);
-                            rest = after;
-                        }
-                    }
-                    ("writev", Request::writev(&volume, offset, list).fua(fua), effect)
-                } else {
-                    ("write", Request::write(&volume, offset, buffer).fua(fua), effect)
-                }
-            }
+            0..=29 => return self.draft_read(first, blocks, vectored),
+            30..=64 => return self.draft_write(first, blocks, vectored, fua),
             65..=68 => ("discard", Request::discard(&volume, offset, length), Effect::Discard),
             69..=75 => {
                 (first..first + blocks).for_each(|block| {
@@ -108,6 +74,52 @@ impl Mix<'_> {
         };
         let change = Change { effect, barrier: false, first, blocks };
         Ok(Draft { request, asked: Asked::plain(what), change })
+    }
+
+    /// One of a stream: requests that each go on where the one before them ends, which the engine may join.
+    pub(super) fn draft_of_stream(&mut self, block: u64, write: bool) -> Result<Draft, String> {
+        if write { self.draft_write(block, 1, false, false) } else { self.draft_read(block, 1, false) }
+    }
+
+    fn draft_read(&mut self, first: u64, blocks: u64, vectored: bool) -> Result<Draft, String> {
+        let (volume, offset) = (self.volume.clone(), first * BLOCK as u64);
+        let mut buffer = self.memory(blocks)?;
+        buffer.fill(0xee);
+        let change = Change { effect: Effect::Read(Vec::new()), barrier: false, first, blocks };
+        if !vectored {
+            let request = Request::read(&volume, offset, buffer);
+            return Ok(Draft { request, asked: Asked::plain("read"), change });
+        }
+        let (list, places) = self.list(buffer)?;
+        let asked = Asked { places, ..Asked::plain("readv") };
+        Ok(Draft { request: Request::readv(&volume, offset, list), asked, change })
+    }
+
+    fn draft_write(&mut self, first: u64, blocks: u64, vectored: bool, fua: bool) -> Result<Draft, String> {
+        let (volume, offset) = (self.volume.clone(), first * BLOCK as u64);
+        let (mut buffer, stamp) = (self.memory(blocks)?, self.stamp());
+        for (block, bytes) in (first..).zip(buffer.chunks_exact_mut(BLOCK)) {
+            let words = content(stamp, block);
+            fill(bytes, &words);
+            self.guesses.insert(block, words);
+        }
+        let change = Change { effect: Effect::Write(stamp), barrier: false, first, blocks };
+        if !vectored {
+            let request = Request::write(&volume, offset, buffer).fua(fua);
+            return Ok(Draft { request, asked: Asked::plain("write"), change });
+        }
+        let data = buffer.to_vec();
+        let (mut list, places) = self.list(buffer)?;
+        if let Some(buffer) = list.buffer_mut(0) {
+            let mut rest = &data[..];
+            for place in places {
+                let (piece, after) = rest.split_at(place.len());
+                buffer[place].copy_from_slice(piece);
+                rest = after;
+            }
+        }
+        let request = Request::writev(&volume, offset, list).fua(fua);
+        Ok(Draft { request, asked: Asked::plain("writev"), change })
     }
 
     /// Expects what the last change asked for, more often than not; that may not be there, or not yet.
