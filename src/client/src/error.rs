@@ -266,9 +266,7 @@ impl Error {
                 rustix::process::geteuid().as_raw()
             ),
             io::ErrorKind::TimedOut => {
-                "too many wait to be accepted there: ferriod is stopped, or its log says who floods \
-                                        the socket"
-                    .into()
+                "too many wait to be accepted there: ferriod is stopped, or its log says who floods the socket".into()
             }
             _ => "see the log of ferriod".into(),
         };

@@ -33,9 +33,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let listener = lease::polled(listener)?;
     loop {
-        if let Some(pause) = refusals.pause(Instant::now()) {
-            tokio::time::sleep(pause).await;
-        }
+        refusals.breathe().await;
         let mut ready = listener.readable().await?;
         match ready.try_io(|listener| peer::accept(listener.get_ref())) {
             Ok(Ok(socket)) => {

@@ -43,8 +43,15 @@ impl Refusals {
         *paid = (*paid).max(now) + Duration::from_secs(1) / REFUSALS_PER_SECOND;
     }
 
-    /// How long to wait before the next connection is accepted; `None`: not at all.
-    pub fn pause(&self, now: Instant) -> Option<Duration> {
+    /// Waits, if so many were refused, before the next connection is accepted.
+    pub async fn breathe(&self) {
+        if let Some(pause) = self.pause(Instant::now()) {
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// How long to wait; `None`: not at all.
+    fn pause(&self, now: Instant) -> Option<Duration> {
         let paid = *self.state.paid.lock().unwrap_or_else(PoisonError::into_inner);
         let burst = Duration::from_secs(1) * REFUSALS_BURST / REFUSALS_PER_SECOND;
         (paid.saturating_duration_since(now) >= burst).then_some(BREATH)

@@ -194,17 +194,16 @@ impl Shared {
 }
 
 impl Shared {
-    /// Requests of a queue were accepted. Submitter.
-    pub(crate) fn count_accepted(&self, queue: &QueueShared, class: Class, requests: u64) {
+    /// Counts requests of a queue, and of all. Submitter.
+    pub(crate) fn count(
+        &self,
+        queue: &QueueShared,
+        class: Class,
+        requests: u64,
+        counter: impl Fn(&SubmitterCounters) -> &Counter,
+    ) {
         for classes in [&self.classes, &queue.classes] {
-            classes[class.index()].submitter.accepted.add(requests);
-        }
-    }
-
-    /// Requests of a queue were issued for the first time. Submitter.
-    pub(crate) fn count_issued(&self, queue: &QueueShared, class: Class, requests: u64) {
-        for classes in [&self.classes, &queue.classes] {
-            classes[class.index()].submitter.issued.add(requests);
+            counter(&classes[class.index()].submitter).add(requests);
         }
     }
 

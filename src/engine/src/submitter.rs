@@ -35,7 +35,7 @@ use crate::{
     request::Stage,
     scheduler::{Budgets, Scheduler},
     shares::Shares,
-    stats::Shared,
+    stats::{Counter, Shared, SubmitterCounters},
     table::{Ended, Sessions},
     timeout::Timers,
     volumes::Volumes,
@@ -226,11 +226,17 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn count_first_issue(&mut self, record: u32) {
-        let request = &self.shared.requests[record as usize];
-        self.shared.count_issued(&self.sessions.queue(request.queue()).shared, request.class(), 1);
-        if request.is_tracked() {
+        self.count_by_class(record, |counters| &counters.issued);
+        if self.shared.requests[record as usize].is_tracked() {
             self.issue_tracked(record);
         }
+    }
+
+    /// One more request of the class and queue of this one.
+    fn count_by_class(&self, record: u32, counter: impl Fn(&SubmitterCounters) -> &Counter) {
+        let request = &self.shared.requests[record as usize];
+        let queue = &self.sessions.queue(request.queue()).shared;
+        self.shared.count(queue, request.class(), 1, counter);
     }
 
     // ---- what comes back
@@ -300,10 +306,8 @@ impl<S: SubmitHalf> Submitter<S> {
     /// Nobody waits for the answer any more: the session has ended.
     fn abandon(&self, record: u32) {
         let request = &self.shared.requests[record as usize];
-        for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
-            let counters = &classes[request.class().index()].submitter;
-            if request.was_issued() { counters.dropped.add(1) } else { counters.abandoned.add(1) }
-        }
+        let issued = request.was_issued();
+        self.count_by_class(record, |counters| if issued { &counters.dropped } else { &counters.abandoned });
         self.journal.free(record);
         request.set_stage(Stage::Free);
     }

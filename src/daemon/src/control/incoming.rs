@@ -66,9 +66,7 @@ pub fn accept(
     };
     tokio::spawn(async move {
         while !sender.is_closed() {
-            if let Some(pause) = admission.refusals.pause(Instant::now()) {
-                tokio::time::sleep(pause).await;
-            }
+            admission.refusals.breathe().await;
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,

@@ -5,7 +5,7 @@
 
 use ferrio_driver::{Op, Reserved, SubmitHalf};
 
-use super::Submitter;
+use super::{Submitter, steps::Step};
 use crate::{
     merge::{plug::Place, with_memory},
     queue::Pick,
@@ -80,11 +80,7 @@ impl<S: SubmitHalf> Submitter<S> {
     }
 
     fn submit_singly(&mut self, slot: Reserved, record: u32, op: &Op) -> Result<(), Reserved> {
-        // Before the driver has it: the reaper may look at once.
-        let first = self.shared.requests[record as usize].issue();
-        self.submit_plain(slot, record, op)
-            .inspect_err(|_| self.shared.requests[record as usize].take_back(first))?;
-        if first {
+        if self.submit(slot, record, Step::Transfer, op)? {
             self.count_first_issue(record);
         }
         Ok(())
@@ -129,11 +125,7 @@ impl<S: SubmitHalf> Submitter<S> {
         for (n, pick) in place.picks().iter().enumerate() {
             self.count_first_issue(pick.record);
             if n > 0 {
-                let request = &self.shared.requests[pick.record as usize];
-                let class = pick.class.index();
-                for classes in [&self.shared.classes, &self.sessions.queue(request.queue()).shared.classes] {
-                    classes[class].submitter.merged.add(1);
-                }
+                self.count_by_class(pick.record, |counters| &counters.merged);
             }
         }
     }

@@ -204,7 +204,7 @@ impl<S: SubmitHalf> Submitter<S> {
     fn enter(&mut self, record: u32, slot: u32, checked: Checked, now: Nanos) {
         let accepted = Accepted::new(slot, &self.journal.sqe(record), checked, now, 0);
         self.shared.requests[record as usize].accept(&accepted);
-        self.shared.count_accepted(&self.sessions.queue(slot).shared, accepted.class, 1);
+        self.count_by_class(record, |counters| &counters.accepted);
         self.sessions.accepted(slot, 1);
     }
 }

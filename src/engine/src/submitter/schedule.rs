@@ -92,15 +92,13 @@ impl<S: SubmitHalf> Submitter<S> {
                     break;
                 }
             } else {
-                // Before the driver has it: the reaper may look at once.
-                let first = self.shared.requests[record as usize].issue();
-                if let Err(slot) = self.submit(slot, record, step, &op) {
-                    self.shared.requests[record as usize].take_back(first);
-                    self.was_refused(slot, pick);
-                    break;
-                }
-                if first {
-                    self.count_first(pick, queue, &mut issued);
+                match self.submit(slot, record, step, &op) {
+                    Ok(true) => self.count_first(pick, queue, &mut issued),
+                    Ok(false) => {}
+                    Err(slot) => {
+                        self.was_refused(slot, pick);
+                        break;
+                    }
                 }
             }
             self.scheduler.issued(pick, now);
@@ -129,8 +127,9 @@ impl<S: SubmitHalf> Submitter<S> {
 
     fn count_run(&self, issued: &mut Issued) {
         if issued.requests > 0 {
-            let queue = self.sessions.queue(issued.queue);
-            self.shared.count_issued(&queue.shared, issued.class, std::mem::take(&mut issued.requests));
+            let queue = &self.sessions.queue(issued.queue).shared;
+            let requests = std::mem::take(&mut issued.requests);
+            self.shared.count(queue, issued.class, requests, |counters| &counters.issued);
         }
     }
 

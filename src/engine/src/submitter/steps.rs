@@ -206,7 +206,8 @@ impl<S: SubmitHalf> Submitter<S> {
         Ok(Step::Op)
     }
 
-    /// Hands a step to the driver; a full batch is committed once to make room.
+    /// Hands a step to the driver; a full batch is committed once to make room. Returns whether it is the first of its
+    /// request, which is to be counted.
     #[inline]
     pub(super) fn submit(
         &mut self,
@@ -214,11 +215,20 @@ impl<S: SubmitHalf> Submitter<S> {
         record: u32,
         step: Step,
         op: &Op,
-    ) -> Result<(), Reserved> {
-        match step {
+    ) -> Result<bool, Reserved> {
+        // Before the driver has it: the reaper may look at once.
+        let first = self.shared.requests[record as usize].issue();
+        let taken = match step {
             Step::Transfer | Step::Op => self.submit_plain(slot, record, op),
             Step::Vectored => self.submit_vectored(slot, record, op),
             Step::Held => unreachable!("nothing to submit"),
+        };
+        match taken {
+            Ok(()) => Ok(first),
+            Err(slot) => {
+                self.shared.requests[record as usize].take_back(first);
+                Err(slot)
+            }
         }
     }
 

@@ -129,7 +129,7 @@ impl<S: SubmitHalf> Submitter<S> {
         }
         for class in Class::ALL {
             if accepted[class.index()] > 0 {
-                shared.count_accepted(&queue.shared, class, accepted[class.index()]);
+                shared.count(&queue.shared, class, accepted[class.index()], |counters| &counters.accepted);
             }
         }
         self.carry_out_effects(slot);
@@ -178,7 +178,8 @@ impl<S: SubmitHalf> Submitter<S> {
         queue.sq.skip(1);
         let mut intake = Intake { journal, shared, free, sequence, effects, slot, now };
         let (record, checked) = intake.accept(queue, rights, sq_index, sqe, chain.map(|_| ()));
-        shared.count_accepted(&queue.shared, checked.unwrap_or(REFUSED).class, 1);
+        let class = checked.unwrap_or(REFUSED).class;
+        shared.count(&queue.shared, class, 1, |counters| &counters.accepted);
         if let Err(errno) = checked {
             intake.refuse(queue, record, errno);
             return Err(errno);
